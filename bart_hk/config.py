@@ -1,0 +1,191 @@
+"""What a BART is made of: `BARTConfig`, under fairseq's field names, and the named architectures.
+
+This is the only list of model fields. The Hydra node of the `model` group is generated from it and
+`bart_hk.checkpoint.huggingface` holds the only map to Hugging Face's `config.json`.
+"""
+
+import dataclasses
+import difflib
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+
+class Activation(enum.StrEnum):
+    """Activation functions that a BART's config can name, in fairseq's and Hugging Face's spelling."""
+
+    relu = "relu"
+    gelu = "gelu"  # exact, through erf
+    gelu_fast = "gelu_fast"  # tanh approximation, as the next four
+    gelu_accurate = "gelu_accurate"
+    gelu_new = "gelu_new"
+    gelu_pytorch_tanh = "gelu_pytorch_tanh"
+    gelu_python_tanh = "gelu_python_tanh"
+    gelu_python = "gelu_python"  # exact
+    gelu_10 = "gelu_10"  # exact, clipped to [-10, 10]
+    quick_gelu = "quick_gelu"  # x sigmoid(1.702 x)
+    silu = "silu"
+    swish = "swish"
+    mish = "mish"
+    laplace = "laplace"
+    leaky_relu = "leaky_relu"
+    relu2 = "relu2"
+    relu6 = "relu6"
+    sigmoid = "sigmoid"
+    tanh = "tanh"
+    linear = "linear"
+
+
+@dataclass(frozen=True)
+class BARTConfig:
+    """The shape, the dropout rates and the special ids of a BART. The defaults are bart_large's.
+
+    Encoder and decoder share one width, as in every published BART. Source of the names and the
+    defaults: fairseq `models/bart/model.py`.
+    """
+
+    # Sizes.
+    vocab_size: int = 50265  # V, rows of the embedding table, specials and `<mask>` included
+    encoder_embed_dim: int = 1024  # D, of encoder and decoder
+    encoder_ffn_embed_dim: int = 4096  # F
+    encoder_layers: int = 12  # L
+    encoder_attention_heads: int = 16  # H
+    decoder_ffn_embed_dim: int = 4096
+    decoder_layers: int = 12
+    decoder_attention_heads: int = 16
+    max_source_positions: int = 1024
+    max_target_positions: int = 1024
+    # Row of the position table that the first token uses: pad + 1 in fairseq, 2 in Hugging Face
+    # (there also where pad is 0).
+    position_offset: int = 2
+
+    # Structure.
+    encoder_normalize_before: bool = False  # pre-norm with a final layer norm (mBART)
+    decoder_normalize_before: bool = False
+    layernorm_embedding: bool = True
+    no_scale_embedding: bool = True  # False multiplies embeddings by sqrt(D)
+    share_all_embeddings: bool = True  # one table for source and target
+    share_decoder_input_output_embed: bool = True  # the output projection is the target table
+    final_logits_bias: bool = False  # a bias [V] on the logits (Hugging Face; zero in most BARTs)
+    activation_fn: Activation = Activation.gelu
+    pooler_activation_fn: Activation = Activation.tanh  # of classification heads
+
+    # Regularisation, active in training only.
+    dropout: float = 0.1
+    attention_dropout: float = 0.0
+    activation_dropout: float = 0.0
+    pooler_dropout: float = 0.0
+    encoder_layerdrop: float = 0.0
+    decoder_layerdrop: float = 0.0
+
+    # Special ids, and how decoding starts and ends.
+    bos_token_id: int = 0
+    pad_token_id: int = 1
+    eos_token_id: int = 2
+    unk_token_id: int | None = 3
+    decoder_start_token_id: int = 2
+    forced_bos_token_id: int | None = 0  # first generated token; None leaves it to the model
+    forced_eos_token_id: int | None = 2  # last token where the maximal length is reached
+
+    def __post_init__(self) -> None:
+        for name in ("activation_fn", "pooler_activation_fn"):
+            value = getattr(self, name)
+            try:
+                object.__setattr__(self, name, Activation(value))
+            except ValueError:
+                known = ", ".join(a.value for a in Activation)
+                raise ValueError(f"{name}={value!r} is not known; choose one of: {known}") from None
+        for name in _POSITIVE:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for side in ("encoder", "decoder"):
+            if getattr(self, f"{side}_layers") < 0:
+                raise ValueError(f"{side}_layers must not be negative")
+            heads = getattr(self, f"{side}_attention_heads")
+            if self.encoder_embed_dim % heads:
+                raise ValueError(
+                    f"encoder_embed_dim={self.encoder_embed_dim} must be divisible by "
+                    f"{side}_attention_heads={heads}"
+                )
+        for name in _RATES:
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
+        for name in _IDS:
+            token = getattr(self, name)
+            if token is not None and not 0 <= token < self.vocab_size:
+                raise ValueError(f"{name}={token} is outside the vocabulary of {self.vocab_size}")
+        if self.share_all_embeddings and not self.share_decoder_input_output_embed:
+            # fairseq's meaning: sharing all three includes the output projection.
+            raise ValueError(
+                "share_all_embeddings=True needs share_decoder_input_output_embed=True "
+                "(one matrix for source, target and output)"
+            )
+        if self.position_offset < 0:
+            raise ValueError(f"position_offset must not be negative, not {self.position_offset}")
+
+    def replace(self, **changes: Any) -> "BARTConfig":
+        """A copy with `changes`; a name that is not a field raises TypeError with the nearest."""
+        for name in changes:
+            if name not in _FIELDS:
+                near = difflib.get_close_matches(name, _FIELDS, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise TypeError(f"BARTConfig has no field {name!r}{hint}")
+        return dataclasses.replace(self, **changes)
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(BARTConfig))
+_POSITIVE = (
+    "vocab_size",
+    "encoder_embed_dim",
+    "encoder_ffn_embed_dim",
+    "encoder_attention_heads",
+    "decoder_ffn_embed_dim",
+    "decoder_attention_heads",
+    "max_source_positions",
+    "max_target_positions",
+)
+_RATES = (
+    "dropout",
+    "attention_dropout",
+    "activation_dropout",
+    "pooler_dropout",
+    "encoder_layerdrop",
+    "decoder_layerdrop",
+)
+_IDS = tuple(name for name in _FIELDS if name.endswith("_token_id"))
+
+_BASE = {
+    "encoder_embed_dim": 768,
+    "encoder_ffn_embed_dim": 3072,
+    "encoder_layers": 6,
+    "encoder_attention_heads": 12,
+    "decoder_ffn_embed_dim": 3072,
+    "decoder_layers": 6,
+    "decoder_attention_heads": 12,
+}
+
+# fairseq's registered architectures (models/bart/model.py). mBART's recipe adds
+# encoder/decoder_normalize_before=True by flag; the architecture itself does not.
+ARCHITECTURES: dict[str, BARTConfig] = {
+    "bart_large": BARTConfig(),
+    "bart_base": BARTConfig(**_BASE),  # type: ignore[arg-type]
+    "mbart_large": BARTConfig(no_scale_embedding=False),
+    "mbart_base": BARTConfig(no_scale_embedding=False, **_BASE),  # type: ignore[arg-type]
+    "mbart_base_wmt20": BARTConfig(
+        no_scale_embedding=False,
+        layernorm_embedding=False,
+        **_BASE,  # type: ignore[arg-type]
+    ),
+}
+
+
+def architecture(name: str, **overrides: Any) -> BARTConfig:
+    """The named architecture with some fields replaced.
+
+    Raises:
+        ValueError: the name is not known (the known ones are listed).
+        TypeError: an override is not a field of BARTConfig.
+    """
+    if name not in ARCHITECTURES:
+        raise ValueError(f"no architecture {name!r}; choose one of: {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[name].replace(**overrides)
