@@ -1,0 +1,124 @@
+"""Batches whose shapes come from a short list, so that few programs are ever compiled.
+
+Lengths are rounded up to a bucket, and the number of rows of a batch follows from its bucket alone;
+a bucket's last batch is filled up with rows of padding. So a stream of any lengths compiles each
+function at most once per bucket.
+
+Shapes: B rows of a batch, S padded length.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+# Steps of at most one half keep the padding of mixed sentences near a tenth.
+LENGTH_BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+
+
+def buckets_up_to(longest: int, buckets: Sequence[int] = LENGTH_BUCKETS) -> tuple[int, ...]:
+    """The buckets for a model of `longest` positions: those below it, and `longest` itself."""
+    if longest < 1:
+        raise ValueError(f"the longest row must have at least 1 token, not {longest}")
+    return tuple(b for b in buckets if b < longest) + (longest,)
+
+
+def bucket(length: int, buckets: Sequence[int] = LENGTH_BUCKETS) -> int:
+    """The smallest bucket that holds `length`.
+
+    Raises:
+        ValueError: the length is above every bucket.
+    """
+    for size in buckets:
+        if length <= size:
+            return size
+    raise ValueError(f"a row of {length} tokens is longer than the longest bucket, {buckets[-1]}")
+
+
+def pad_rows(
+    rows: Sequence[Sequence[int] | np.ndarray],
+    pad: int,
+    length: int | None = None,
+    count: int | None = None,
+) -> np.ndarray:
+    """Rows of ids, padded on the right: int32 [B, S].
+
+    Args:
+        rows: ids, each 1-D.
+        pad: id that fills the rest.
+        length: S; the longest row's by default.
+        count: B; the number of rows by default. Rows beyond the given ones are all padding.
+
+    Raises:
+        ValueError: a row is longer than `length`, or there are more than `count` rows.
+    """
+    longest = max((len(row) for row in rows), default=0)
+    length = longest if length is None else length
+    count = len(rows) if count is None else count
+    if longest > length:
+        raise ValueError(f"a row of {longest} tokens does not fit a padded length of {length}")
+    if len(rows) > count:
+        raise ValueError(f"{len(rows)} rows do not fit a batch of {count}")
+    out = np.full((count, length), pad, np.int32)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return out
+
+
+def batch_rows(length: int, *, max_tokens: int | None = None, batch_size: int | None = None) -> int:
+    """The number of rows B of every batch in the bucket `length`: as many as both limits allow.
+
+    `max_tokens` bounds B * S, padding included. A row that alone exceeds it still gets a batch.
+    """
+    if max_tokens is None and batch_size is None:
+        raise ValueError("give max_tokens or batch_size (or both) to bound a batch")
+    for name, value in (("max_tokens", max_tokens), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+    limits = [batch_size] if batch_size is not None else []
+    if max_tokens is not None:
+        limits.append(max(1, max_tokens // length))
+    return min(limits)
+
+
+def plan_batches(
+    lengths: Sequence[int] | np.ndarray,
+    *,
+    max_tokens: int | None = None,
+    batch_size: int | None = None,
+    buckets: Sequence[int] = LENGTH_BUCKETS,
+    shuffle: Sequence[int] | None = None,
+) -> list[np.ndarray]:
+    """Which rows go together: every row once, each batch of one bucket.
+
+    Args:
+        lengths: tokens of each row.
+        max_tokens: bound on a batch's padded tokens.
+        batch_size: bound on a batch's rows.
+        buckets: padded lengths to choose from, rising.
+        shuffle: integers, such as (seed, epoch), that key a permutation of the rows within their
+            bucket and of the batches. None sorts rows by length (equal lengths in the given order),
+            shortest batches first.
+
+    Returns:
+        Index arrays (int64). A batch has the shape [batch_rows(b), b], b the bucket of its longest
+        row; only the last batch of a bucket may have fewer rows than that.
+    """
+    sizes = np.asarray(lengths, np.int64)
+    if not sizes.size:
+        return []
+    bucket(int(sizes.max()), buckets)  # raises where a row fits none
+    # Both searchsorted and argsort are exact on integers, so the plan is the same everywhere.
+    bucket_of = np.searchsorted(np.asarray(buckets), sizes)
+    rng = None if shuffle is None else np.random.default_rng(list(shuffle))
+    batches = []
+    for b in np.unique(bucket_of):
+        rows = np.flatnonzero(bucket_of == b)
+        if rng is None:
+            rows = rows[np.argsort(sizes[rows], kind="stable")]
+        else:
+            rows = rng.permutation(rows)
+        count = batch_rows(buckets[b], max_tokens=max_tokens, batch_size=batch_size)
+        batches += [rows[i : i + count] for i in range(0, len(rows), count)]
+    if rng is not None:
+        batches = [batches[i] for i in rng.permutation(len(batches))]
+    return batches

@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+
+from bart_hk.data.batching import (
+    LENGTH_BUCKETS,
+    batch_rows,
+    bucket,
+    buckets_up_to,
+    pad_rows,
+    plan_batches,
+)
+
+
+def lengths(count=3000, seed=0):
+    return np.random.default_rng(seed).lognormal(3, 0.8, count).astype(int).clip(0, 1024)
+
+
+def test_bucket_is_the_smallest_that_holds_the_length():
+    assert [bucket(n) for n in (0, 1, 8, 9, 24, 25, 1024)] == [8, 8, 8, 16, 24, 32, 1024]
+    with pytest.raises(ValueError, match="1025 tokens is longer than the longest bucket, 1024"):
+        bucket(1025)
+
+
+def test_buckets_end_at_the_models_positions():
+    assert buckets_up_to(40) == (8, 16, 24, 32, 40)
+    assert buckets_up_to(32) == (8, 16, 24, 32)
+    assert buckets_up_to(1024) == LENGTH_BUCKETS
+    assert buckets_up_to(5) == (5,)
+
+
+def test_pad_rows():
+    rows = pad_rows([[5, 6], np.array([7])], pad=9, length=4, count=3)
+    assert rows.dtype == np.int32
+    assert rows.tolist() == [[5, 6, 9, 9], [7, 9, 9, 9], [9, 9, 9, 9]]
+    assert pad_rows([[1], [2, 3]], pad=0).tolist() == [[1, 0], [2, 3]]
+    with pytest.raises(ValueError, match="3 tokens does not fit a padded length of 2"):
+        pad_rows([[1, 2, 3]], pad=0, length=2)
+    with pytest.raises(ValueError, match="2 rows do not fit a batch of 1"):
+        pad_rows([[1], [2]], pad=0, count=1)
+
+
+@pytest.mark.parametrize("shuffle", [None, (1, 2)])
+@pytest.mark.parametrize("limits", [{"batch_size": 32}, {"max_tokens": 2048}])
+def test_every_row_once_and_shapes_from_the_bucket_alone(shuffle, limits):
+    sizes = lengths()
+    plan = plan_batches(sizes, shuffle=shuffle, **limits)
+    assert np.array_equal(np.sort(np.concatenate(plan)), np.arange(len(sizes)))
+    partial = {}
+    for rows in plan:
+        b = bucket(sizes[rows].max())
+        assert all(bucket(n) == b for n in sizes[rows])
+        if len(rows) < batch_rows(b, **limits):
+            partial[b] = partial.get(b, 0) + 1
+    assert partial and set(partial.values()) == {1}
+
+
+def test_max_tokens_bounds_the_padded_batch():
+    sizes = lengths()
+    for rows in plan_batches(sizes, max_tokens=1500, batch_size=64):
+        b = bucket(sizes[rows].max())
+        assert len(rows) <= 64 and len(rows) * b <= 1500
+    assert [len(r) for r in plan_batches([500, 500], max_tokens=100)] == [1, 1]
+
+
+def test_the_sorted_plan_is_sorted_and_stable():
+    plan = plan_batches([5, 3, 5, 3, 100], batch_size=10)
+    assert [rows.tolist() for rows in plan] == [[1, 3, 0, 2], [4]]
+
+
+def test_the_shuffled_plan_follows_its_key():
+    sizes = lengths(500)
+    first, same, other = (
+        [rows.tolist() for rows in plan_batches(sizes, batch_size=8, shuffle=key)]
+        for key in ((1, 1), (1, 1), (1, 2))
+    )
+    assert first == same != other
+
+
+def test_limits_are_asked_for():
+    with pytest.raises(ValueError, match="max_tokens or batch_size"):
+        plan_batches([3], buckets=(8,))
+    with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
+        plan_batches([3], batch_size=0)
+    with pytest.raises(ValueError, match="longer than the longest bucket"):
+        plan_batches([9], batch_size=1, buckets=(8,))
+    assert plan_batches([], batch_size=4) == []
