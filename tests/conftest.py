@@ -1,0 +1,25 @@
+"""Fixtures for every room of the tests."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file
+
+GOLDENS = Path(__file__).parent / "goldens"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], dict[str, Any]]:
+    """`golden("text/lines.json")` or `golden("model/post_norm.safetensors")`: an oracle's recorded
+    answers (`tools/make_goldens.py`), as a dictionary; of a .safetensors file, its arrays."""
+
+    def read(name: str) -> dict[str, Any]:
+        path = GOLDENS / name
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    return read
