@@ -1,0 +1,222 @@
+"""Tables of texts and labels: TSV, CSV and JSON lines, checked whole before anything uses them.
+
+Every complaint names the file and the line, counted from 1 as editors do.
+"""
+
+import csv
+import dataclasses
+import difflib
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+FORMATS = (".tsv", ".csv", ".jsonl")
+
+# Columns under which published data sets keep their texts; pairs before singles, because a file
+# with `sentence1` and `sentence2` may also hold a `text`.
+TEXT_COLUMNS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("text1", "text2"),
+    ("#1 String", "#2 String"),
+    ("sentence",),
+    ("text",),
+)
+LABEL_COLUMNS = ("label", "gold_label", "score", "Quality", "is_duplicate", "class")
+
+
+class DataError(ValueError):
+    """A data file is not what it should be; the message names the file, the line and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """The rows of one file: `texts[i]` has one or two texts, `lines[i]` is where row i begins."""
+
+    path: Path
+    text_columns: tuple[str, ...]
+    label_column: str
+    texts: list[tuple[str, ...]]
+    labels: list[str]
+    lines: list[int]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def where(self, row: int) -> str:
+        """`FILE, line N`, for messages about a row."""
+        return f"{self.path}, line {self.lines[row]}"
+
+
+def read_examples(
+    path: str | Path,
+    text_columns: Sequence[str] | None = None,
+    label_column: str | None = None,
+) -> Examples:
+    """Reads a table with a header (`.tsv`, `.csv`) or objects (`.jsonl`); `.gz` is unpacked.
+
+    TSV is read without quoting, as GLUE's files are written; CSV with RFC 4180's quoting. UTF-8,
+    with or without a byte order mark, LF or CRLF.
+
+    Args:
+        path: the file.
+        text_columns: one or two names. By default the first of `TEXT_COLUMNS` that is there, or,
+            in a table of two columns, the one that is not the label.
+        label_column: by default the first of `LABEL_COLUMNS` that is there.
+
+    Raises:
+        DataError: the file is missing, empty or malformed, a column is not there, a text or a
+            label is empty.
+    """
+    path = Path(path)
+    records = _records(path)
+    try:
+        _, header = next(records)
+    except StopIteration:
+        raise DataError(f"{path} is empty; it needs a header and rows") from None
+    for name in header:
+        if header.count(name) > 1:
+            raise DataError(f"{path}, line 1: two columns are named {name!r}")
+    label = _label_column(path, header, label_column)
+    names = _text_columns(path, header, text_columns, label)
+    columns = [header.index(name) for name in names]
+    at_label = header.index(label)
+    examples = Examples(path, names, label, [], [], [])
+    for line, fields in records:
+        if len(fields) != len(header):
+            raise DataError(
+                f"{path}, line {line}: {len(fields)} columns where the header has {len(header)} "
+                f"({', '.join(header)})"
+            )
+        texts = tuple(fields[c] for c in columns)
+        for name, text in zip(names, texts, strict=True):
+            if not text.strip():
+                raise DataError(f"{path}, line {line}: {name!r} is empty; remove the line")
+        if not fields[at_label].strip():
+            raise DataError(f"{path}, line {line}: {label!r} is empty; every row needs a label")
+        examples.texts.append(texts)
+        examples.labels.append(fields[at_label].strip())
+        examples.lines.append(line)
+    if not examples.texts:
+        raise DataError(f"{path} has a header and no rows")
+    return examples
+
+
+def _label_column(path: Path, header: list[str], asked: str | None) -> str:
+    if asked is not None:
+        return _present(path, header, asked)
+    for name in LABEL_COLUMNS:
+        if name in header:
+            return name
+    raise DataError(
+        f"{path} has no column {LABEL_COLUMNS[0]!r}; its columns are {', '.join(header)}: "
+        "name the one with the labels in task.label_column"
+    )
+
+
+def _text_columns(
+    path: Path, header: list[str], asked: Sequence[str] | None, label: str
+) -> tuple[str, ...]:
+    if asked:
+        if len(asked) > 2:
+            raise DataError(f"task.text_columns takes one or two names, not {len(asked)}")
+        return tuple(_present(path, header, name) for name in asked)
+    for names in TEXT_COLUMNS:
+        if set(names) <= set(header):
+            return names
+    if len(header) == 2:
+        return tuple(name for name in header if name != label)
+    raise DataError(
+        f"{path} has the columns {', '.join(header)}: name the one or two with the texts in "
+        "task.text_columns"
+    )
+
+
+def _present(path: Path, header: list[str], name: str) -> str:
+    if name in header:
+        return name
+    near = difflib.get_close_matches(name, header, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise DataError(f"{path} has no column {name!r}, only {', '.join(header)}{hint}")
+
+
+def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Pairs (line, fields), the first of which is the header."""
+    suffixes = [s.lower() for s in path.suffixes[-2:]]
+    kind = suffixes[-1] if suffixes else ""
+    if kind == ".gz" and len(suffixes) == 2:
+        kind = suffixes[0]
+    if kind not in FORMATS:
+        raise DataError(f"{path}: the format is told by the name; use {', '.join(FORMATS)}")
+    lines = _lines(path)
+    if kind == ".tsv":
+        return ((number, line.split("\t")) for number, line in lines)
+    return _csv_records(path, lines) if kind == ".csv" else _jsonl_records(path, lines)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines without their ends; empty lines at the end of the file are dropped."""
+    try:
+        data = path.read_bytes()
+        if path.suffix.lower() == ".gz":
+            data = gzip.decompress(data)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+    data = data.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
+    # Only \n ends a line: str.splitlines would also cut at U+2028 and its like inside a text.
+    for number, line in enumerate(data.split(b"\n") if data else (), 1):
+        try:
+            yield number, line.removesuffix(b"\r").decode()
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path}, line {number}: not UTF-8 (byte 0x{line[error.start]:02x} at column "
+                f"{error.start + 1}); convert the file, for example with iconv"
+            ) from None
+
+
+def _csv_records(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader((line + "\n" for _, line in lines), strict=True)
+    start = 1
+    while True:
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(f"{path}, line {start}: {error}") from None
+        yield start, fields
+        start = reader.line_num + 1
+
+
+def _jsonl_records(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
+    header: list[str] | None = None
+    for number, line in lines:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}, line {number}: not JSON ({error})") from None
+        if not isinstance(record, dict):
+            raise DataError(f"{path}, line {number}: not a JSON object")
+        if header is None:
+            header = list(record)
+            yield number, header
+        for name in header:
+            if name not in record:
+                raise DataError(f"{path}, line {number}: {name!r} is missing, which line 1 has")
+        yield number, [_as_text(path, number, name, record[name]) for name in header]
+
+
+def _as_text(path: Path, line: int, name: str, value: object) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    if value is None:
+        return ""
+    # A list or an object: harmless in a column that nobody asked for, and never a text or a label.
+    return json.dumps(value)
