@@ -1,0 +1,158 @@
+"""BART as pure functions over one parameter tree. Shapes: see `bart_hk.model.layers`."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from bart_hk.config import BARTConfig
+from bart_hk.model.layers import Parameter, compute_in, embedding
+from bart_hk.model.transformer import (
+    Cache,
+    Decoder,
+    DecoderOutput,
+    Encoder,
+    EncoderOutput,
+    Options,
+)
+
+# Haiku's two-level tree: module path -> parameter name -> array.
+Params = dict[str, dict[str, jax.Array]]
+
+
+class _Functions(NamedTuple):
+    """What `hk.multi_transform` makes of the network: functions over one parameter tree."""
+
+    encode: Callable[..., EncoderOutput]
+    decode: Callable[..., DecoderOutput]
+    project: Callable[..., jax.Array]
+    start: Callable[..., Cache]
+    step: Callable[..., tuple[jax.Array, Cache]]
+
+
+@dataclasses.dataclass(frozen=True)
+class BART:
+    """The network of `config`, computing in `dtype` (float32, bfloat16 or float16).
+
+    Parameters may be held in any float dtype; softmax, layer norms and logits are float32. Every
+    method is pure and traceable: wrap it in `jax.jit`, `jax.grad`, ... as you like. Where a method
+    takes `key`, a `jax.random` key turns dropout on (training); None means evaluation.
+
+    Two BARTs of equal config and dtype are equal and hash alike.
+    """
+
+    config: BARTConfig
+    dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
+        if not jnp.issubdtype(self.dtype, jnp.floating):
+            raise ValueError(f"dtype={self.dtype} is not a floating type; use float32 or bfloat16")
+
+    @functools.cached_property
+    def _transformed(self) -> hk.MultiTransformed:
+        return hk.multi_transform(self._build)
+
+    def _build(self) -> tuple[Callable[[], None], _Functions]:
+        """The modules of the network, and the functions over their parameters."""
+        config = self.config
+        rows, width = config.vocab_size, config.encoder_embed_dim
+        shared = embedding("embed_tokens", rows, width) if config.share_all_embeddings else None
+        encoder = Encoder(config, shared, name="encoder")
+        decoder = Decoder(config, shared, name="decoder")
+        projection = Parameter("output_projection", "w", (width, rows))
+        bias = Parameter("final_logits_bias", "b", (rows,), jnp.zeros)
+
+        def project(features: jax.Array) -> jax.Array:
+            tied = config.share_decoder_input_output_embed
+            weights = decoder.tied_projection() if tied else projection()
+            logits = jnp.matmul(features, weights, preferred_element_type=jnp.float32)
+            return logits + bias().astype(jnp.float32) if config.final_logits_bias else logits
+
+        def touch_every_parameter() -> None:
+            tokens = jnp.full((1, 1), config.eos_token_id, jnp.int32)
+            source = encoder(tokens, Options())
+            target = decoder(tokens, source.encoder_out, source.src_mask, Options())
+            project(target.features)
+
+        def computing(function: Callable[..., Any]) -> Callable[..., Any]:
+            def run(*args: Any) -> Any:
+                with compute_in(self.dtype):
+                    return function(*args)
+
+            return run
+
+        functions = (encoder, decoder, project, decoder.start, decoder.step)
+        return touch_every_parameter, _Functions(*map(computing, functions))
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh float32 parameters, initialised as fairseq initialises BART (init_bert_params)."""
+        return dict(jax.jit(self._transformed.init)(key))
+
+    def encode(
+        self,
+        params: Params,
+        src_tokens: jax.Array,
+        *,
+        key: jax.Array | None = None,
+        return_all_hiddens: bool = False,
+        return_attention: bool = False,
+    ) -> EncoderOutput:
+        """Encodes int32 [B, S] ids; rows are padded with `config.pad_token_id`."""
+        options = Options(key is not None, return_all_hiddens, return_attention)
+        return self._transformed.apply.encode(params, key, src_tokens, options)
+
+    def decode(
+        self,
+        params: Params,
+        prev_output_tokens: jax.Array,
+        encoder_output: EncoderOutput,
+        *,
+        key: jax.Array | None = None,
+        return_all_hiddens: bool = False,
+        return_attention: bool = False,
+    ) -> DecoderOutput:
+        """Teacher-forced decoding of int32 [B, T] ids, padded on the right."""
+        options = Options(key is not None, return_all_hiddens, return_attention)
+        source = encoder_output
+        return self._transformed.apply.decode(
+            params, key, prev_output_tokens, source.encoder_out, source.src_mask, options
+        )
+
+    def project(self, params: Params, features: jax.Array) -> jax.Array:
+        """Logits float32 [..., V] of decoder features [..., D]."""
+        return self._transformed.apply.project(params, None, features.astype(self.dtype))
+
+    def start(self, params: Params, encoder_output: EncoderOutput, beam: int, length: int) -> Cache:
+        """The cache for decoding `beam` hypotheses of at most `length` tokens for each source."""
+        source = encoder_output
+        return self._transformed.apply.start(
+            params, None, source.encoder_out, source.src_mask, beam, length
+        )
+
+    def step(
+        self,
+        params: Params,
+        tokens: jax.Array,
+        position: jax.Array,
+        cache: Cache,
+        ancestors: jax.Array,
+    ) -> tuple[jax.Array, Cache]:
+        """Decodes one token of every beam.
+
+        Args:
+            tokens: int32 [B, W], the token that each beam row chose last (at first the decoder
+                start token).
+            position: int32 scalar, how many tokens precede it.
+            cache: from `start` or the step before.
+            ancestors: bool [B, W, T, W]; True where slot (t, w') of the cache belongs to the
+                history of beam row w, the present step included.
+
+        Returns:
+            The features [B, W, D] of the present tokens and the cache with them written.
+        """
+        return self._transformed.apply.step(params, None, tokens, position, cache, ancestors)

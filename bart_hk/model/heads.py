@@ -1,0 +1,76 @@
+"""Classification heads: transforms of their own over the decoder's features.
+
+A head's parameters never enter the tree that a compiled `encode` or `decode` receives, so
+registering one compiles nothing but the head.
+"""
+
+import dataclasses
+import functools
+import math
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from bart_hk.config import BARTConfig
+from bart_hk.model.bart import Params
+from bart_hk.model.layers import activate, dropout
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassificationHead:
+    """dropout -> dense -> activation -> dropout -> out_proj (fairseq BARTClassificationHead).
+
+    Attributes:
+        config: gives the width D, `pooler_activation_fn` and `pooler_dropout`.
+        num_classes: C, the number of outputs (1 for regression).
+        inner_dim: width of the hidden layer, D if None.
+    """
+
+    config: BARTConfig
+    num_classes: int
+    inner_dim: int | None = None
+
+    @functools.cached_property
+    def _transformed(self) -> hk.Transformed:
+        config = self.config
+
+        def linear(x: jax.Array, size: int, name: str) -> jax.Array:
+            # fairseq creates heads after init_bert_params, so they keep torch's default.
+            bound = 1.0 / math.sqrt(x.shape[-1])
+            uniform = hk.initializers.RandomUniform(-bound, bound)
+            return hk.Linear(size, w_init=uniform, b_init=uniform, name=name)(x)
+
+        def head(features: jax.Array, training: bool) -> jax.Array:
+            x = dropout(features.astype(jnp.float32), config.pooler_dropout, training)
+            x = linear(x, self.inner_dim or config.encoder_embed_dim, "dense")
+            x = dropout(activate(x, config.pooler_activation_fn), config.pooler_dropout, training)
+            return linear(x, self.num_classes, "out_proj")
+
+        return hk.transform(head)
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh float32 parameters: dense/{w, b} and out_proj/{w, b}."""
+        features = jnp.zeros((1, self.config.encoder_embed_dim))
+        return dict(self._transformed.init(key, features, False))
+
+    def apply(self, params: Params, features: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Logits float32 [B, C] of features [B, D]; a key turns dropout on."""
+        return self._transformed.apply(params, key, features, key is not None)
+
+
+def sentence_representation(
+    features: jax.Array, src_tokens: jax.Array, eos_token_id: int
+) -> jax.Array:
+    """Features [B, D] at the last `</s>` of each row of src_tokens.
+
+    Unlike fairseq's, rows may hold different numbers of `</s>` (a single sentence beside a pair).
+
+    Args:
+        features: [B, T, D], decoder features at the positions of src_tokens.
+        src_tokens: int32 [B, T]; each row holds at least one `</s>`.
+        eos_token_id: the id of `</s>`.
+    """
+    is_eos = src_tokens == eos_token_id
+    last = is_eos.shape[1] - 1 - jnp.argmax(is_eos[:, ::-1], axis=1)  # [B]
+    return jnp.take_along_axis(features, last[:, None, None], axis=1)[:, 0]

@@ -1,0 +1,341 @@
+"""Encoder and decoder. Shapes: see the glossary in `bart_hk.model.layers`.
+
+Post-norm is BART's, pre-norm (`normalize_before`, with a final layer norm) mBART's. Hidden states
+are fairseq's: the embedding, then each layer's output, before the final layer norm where there is
+one. Source: fairseq `transformer_encoder.py`, `transformer_decoder.py`, `transformer_layer.py`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from bart_hk.config import BARTConfig
+from bart_hk.model.attention import (
+    attend,
+    attention,
+    merge_and_project,
+    project_key_value,
+    project_query,
+)
+from bart_hk.model.layers import (
+    Parameter,
+    activate,
+    dropout,
+    embedding,
+    layer_drop,
+    layer_norm,
+    linear,
+)
+
+
+class EncoderOutput(NamedTuple):
+    """What the decoder needs of a source.
+
+    encoder_out: [B, S, D], in the compute dtype.
+    src_mask: bool [B, S], True at real tokens.
+    hidden_states: L + 1 arrays [B, S, D], or None.
+    attentions: L arrays float32 [B, H, S, S], or None.
+    """
+
+    encoder_out: jax.Array
+    src_mask: jax.Array
+    hidden_states: tuple[jax.Array, ...] | None = None
+    attentions: tuple[jax.Array, ...] | None = None
+
+
+class DecoderOutput(NamedTuple):
+    """Teacher-forced decoding: features [B, T, D] before the output projection, and on request.
+
+    hidden_states: L + 1 arrays [B, T, D], or None.
+    self_attentions, cross_attentions: L arrays float32 [B, H, T, T] and [B, H, T, S], or None.
+    """
+
+    features: jax.Array
+    hidden_states: tuple[jax.Array, ...] | None = None
+    self_attentions: tuple[jax.Array, ...] | None = None
+    cross_attentions: tuple[jax.Array, ...] | None = None
+
+
+class Cache(NamedTuple):
+    """State of token-by-token decoding of W beams for each of B sources.
+
+    keys, values: per layer [B, H, T, W, K]; slot (t, w) holds what beam row w wrote at step t.
+        Beams never reorder it: `step` is told which slots are a beam's own history.
+    cross_keys, cross_values: per layer [B, H, S, K], computed once per source.
+    src_mask: bool [B, S].
+    """
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+    cross_keys: tuple[jax.Array, ...]
+    cross_values: tuple[jax.Array, ...]
+    src_mask: jax.Array
+
+
+class Options(NamedTuple):
+    """How a stack runs: with dropout or without, and what it returns beside its last layer."""
+
+    training: bool = False
+    return_all_hiddens: bool = False
+    return_attention: bool = False
+
+
+def _sublayer(
+    x: jax.Array,
+    block: Callable[[jax.Array], jax.Array],
+    norm: str,
+    normalize_before: bool,
+    dropout_rate: float,
+    training: bool,
+) -> jax.Array:
+    """Residual connection around `block`, with layer norm `norm` before it or after the sum."""
+    if normalize_before:
+        return x + dropout(block(layer_norm(x, norm)), dropout_rate, training)
+    return layer_norm(x + dropout(block(x), dropout_rate, training), norm)
+
+
+def _feed_forward(x: jax.Array, ffn_dim: int, config: BARTConfig, training: bool) -> jax.Array:
+    hidden = activate(linear(x, ffn_dim, "fc1"), config.activation_fn)
+    hidden = dropout(hidden, config.activation_dropout, training)
+    return linear(hidden, x.shape[-1], "fc2")
+
+
+class _Stack(hk.Module):
+    """What encoder and decoder have in common: the embedding of tokens and positions."""
+
+    def __init__(self, config: BARTConfig, shared: Parameter | None, name: str) -> None:
+        """`shared` is the token table [V, D] where there is one for both sides."""
+        super().__init__(name=name)
+        self.config = config
+        self._shared = shared
+
+    @hk.transparent
+    def _token_table(self, zero_row: int | None) -> jax.Array:
+        rows, width = self.config.vocab_size, self.config.encoder_embed_dim
+        return (self._shared or embedding("embed_tokens", rows, width, zero_row))()
+
+    @hk.transparent
+    def _embed(
+        self,
+        table: jax.Array,  # [V, D]
+        tokens: jax.Array,  # int32 [B, T]
+        positions: jax.Array,  # int32, broadcastable to [B, T]; 0 for the first token
+        max_positions: int,
+        training: bool,
+    ) -> jax.Array:
+        """Scaled token embeddings plus positions, normalised: [B, T, D]."""
+        config, x = self.config, table[tokens]
+        if not config.no_scale_embedding:
+            x = x * config.encoder_embed_dim**0.5
+        offset = config.position_offset
+        # fairseq's padding row, the one before the first position, starts at zero.
+        zero_row = offset - 1 if offset else None
+        rows = embedding("embed_positions", max_positions + offset, x.shape[-1], zero_row)()
+        x = x + rows[positions + offset]
+        if config.layernorm_embedding:
+            x = layer_norm(x, "layernorm_embedding")
+        return dropout(x, config.dropout, training)
+
+
+class Encoder(_Stack):
+    """int32 [B, S] ids to `EncoderOutput`."""
+
+    def __call__(self, src_tokens: jax.Array, options: Options) -> EncoderOutput:
+        config, training = self.config, options.training
+        src_mask = src_tokens != config.pad_token_id
+        # Positions count real tokens, so a row's result is the same wherever its padding is.
+        positions = jnp.maximum(jnp.cumsum(src_mask, axis=1) - 1, 0)
+        table = self._token_table(zero_row=config.pad_token_id)
+        x = self._embed(table, src_tokens, positions, config.max_source_positions, training)
+        x = x * src_mask[..., None].astype(x.dtype)
+        states, attentions = [x], []
+        for i in range(config.encoder_layers):
+            with hk.name_scope(f"layers_{i}"):
+                y, weights = self._layer(x, src_mask[:, None, None], training)
+            x = layer_drop(y, x, config.encoder_layerdrop, training)
+            states.append(x)
+            attentions.append(weights)
+        if config.encoder_normalize_before:
+            x = layer_norm(x, "layer_norm")
+        return EncoderOutput(
+            x,
+            src_mask,
+            tuple(states) if options.return_all_hiddens else None,
+            tuple(attentions) if options.return_attention else None,
+        )
+
+    @hk.transparent
+    def _layer(self, x: jax.Array, mask: jax.Array, training: bool) -> tuple[jax.Array, jax.Array]:
+        """One layer: its output [B, S, D] and attention weights [B, H, S, S]."""
+        config = self.config
+        pre, rate = config.encoder_normalize_before, config.dropout
+        heads, attention_rate = config.encoder_attention_heads, config.attention_dropout
+        weights: list[jax.Array] = []
+
+        def attend_self(h: jax.Array) -> jax.Array:
+            out, attended = attention(h, h, mask, heads, attention_rate, training, "self_attn")
+            weights.append(attended)
+            return out
+
+        def feed_forward(h: jax.Array) -> jax.Array:
+            return _feed_forward(h, config.encoder_ffn_embed_dim, config, training)
+
+        x = _sublayer(x, attend_self, "self_attn_layer_norm", pre, rate, training)
+        return _sublayer(x, feed_forward, "final_layer_norm", pre, rate, training), weights[0]
+
+
+class Decoder(_Stack):
+    """int32 [B, T] ids and an encoded source to features, all at once or token by token."""
+
+    @hk.transparent
+    def _tokens(self) -> jax.Array:
+        # fairseq leaves the pad row of a table that is also the output projection as it is drawn.
+        tied = self.config.share_decoder_input_output_embed
+        return self._token_table(zero_row=None if tied else self.config.pad_token_id)
+
+    def __call__(
+        self,
+        prev_output_tokens: jax.Array,  # int32 [B, T], right-padded
+        encoder_out: jax.Array,  # [B, S, D]
+        src_mask: jax.Array,  # bool [B, S]
+        options: Options,
+    ) -> DecoderOutput:
+        """Teacher-forced. Padding on the right needs no mask beside the causal one."""
+        config, training = self.config, options.training
+        length, limit = prev_output_tokens.shape[1], config.max_target_positions
+        x = self._embed(self._tokens(), prev_output_tokens, jnp.arange(length), limit, training)
+        causal = jnp.tril(jnp.ones((length, length), bool))
+        states: list[jax.Array] = [x]
+        selfs: list[jax.Array] = []
+        crosses: list[jax.Array] = []
+        heads, rate = config.decoder_attention_heads, config.attention_dropout
+
+        def attend_self(h: jax.Array) -> jax.Array:
+            out, weights = attention(h, h, causal, heads, rate, training, "self_attn")
+            selfs.append(weights)
+            return out
+
+        def attend_source(h: jax.Array) -> jax.Array:
+            mask = src_mask[:, None, None]
+            out, weights = attention(h, encoder_out, mask, heads, rate, training, "encoder_attn")
+            crosses.append(weights)
+            return out
+
+        for i in range(config.decoder_layers):
+            with hk.name_scope(f"layers_{i}"):
+                y = self._layer(x, attend_self, attend_source, training)
+            x = layer_drop(y, x, config.decoder_layerdrop, training)
+            states.append(x)
+        return DecoderOutput(
+            self._final_norm(x),
+            tuple(states) if options.return_all_hiddens else None,
+            tuple(selfs) if options.return_attention else None,
+            tuple(crosses) if options.return_attention else None,
+        )
+
+    @hk.transparent
+    def _layer(
+        self,
+        x: jax.Array,
+        self_attention: Callable[[jax.Array], jax.Array],
+        cross_attention: Callable[[jax.Array], jax.Array],
+        training: bool,
+    ) -> jax.Array:
+        """One layer; how its attentions find their keys is the caller's."""
+        config = self.config
+        pre, rate = config.decoder_normalize_before, config.dropout
+
+        def feed_forward(h: jax.Array) -> jax.Array:
+            return _feed_forward(h, config.decoder_ffn_embed_dim, config, training)
+
+        x = _sublayer(x, self_attention, "self_attn_layer_norm", pre, rate, training)
+        x = _sublayer(x, cross_attention, "encoder_attn_layer_norm", pre, rate, training)
+        return _sublayer(x, feed_forward, "final_layer_norm", pre, rate, training)
+
+    @hk.transparent
+    def _final_norm(self, x: jax.Array) -> jax.Array:
+        return layer_norm(x, "layer_norm") if self.config.decoder_normalize_before else x
+
+    @hk.name_like("__call__")
+    def start(
+        self,
+        encoder_out: jax.Array,  # [B, S, D]
+        src_mask: jax.Array,  # bool [B, S]
+        beam: int,
+        length: int,
+    ) -> Cache:
+        """The cache before the first step: cross keys and values, and room for `length` steps."""
+        heads = self.config.decoder_attention_heads
+        cross = []
+        for i in range(self.config.decoder_layers):
+            with hk.name_scope(f"layers_{i}"), hk.name_scope("encoder_attn"):
+                cross.append(project_key_value(encoder_out, heads))
+        batch, width = encoder_out.shape[0], encoder_out.shape[-1] // heads
+        empty = jnp.zeros((batch, heads, length, beam, width), encoder_out.dtype)
+        return Cache(
+            keys=(empty,) * len(cross),
+            values=(empty,) * len(cross),
+            cross_keys=tuple(key for key, _ in cross),
+            cross_values=tuple(value for _, value in cross),
+            src_mask=src_mask,
+        )
+
+    @hk.name_like("__call__")
+    def step(
+        self,
+        tokens: jax.Array,  # int32 [B, W]
+        position: jax.Array,  # int32 scalar, 0 for the decoder start token
+        cache: Cache,
+        ancestors: jax.Array,  # bool [B, W, T, W]: may beam w see slot (t, w')?
+    ) -> tuple[jax.Array, Cache]:
+        """One token of every beam: features [B, W, D] and the cache with this step written."""
+        config = self.config
+        heads = config.decoder_attention_heads
+        x = self._embed(self._tokens(), tokens, position, config.max_target_positions, False)
+        keys, values = list(cache.keys), list(cache.values)
+        mask = ancestors.reshape(*tokens.shape[:1], 1, tokens.shape[1], -1)  # [B, 1, W, T W]
+        source_mask = cache.src_mask[:, None, None]
+
+        for i in range(config.decoder_layers):
+
+            def attend_self(h: jax.Array, i: int = i) -> jax.Array:
+                with hk.name_scope("self_attn"):
+                    query = project_query(h, heads)  # [B, H, W, K]
+                    key, value = project_key_value(h, heads)
+                    where = (0, 0, position, 0, 0)
+                    keys[i] = jax.lax.dynamic_update_slice(keys[i], key[:, :, None], where)
+                    values[i] = jax.lax.dynamic_update_slice(values[i], value[:, :, None], where)
+                    flat = (*key.shape[:2], -1, key.shape[-1])  # [B, H, T W, K]
+                    mixed, _ = attend(query, keys[i].reshape(flat), values[i].reshape(flat), mask)
+                    return merge_and_project(mixed)
+
+            def attend_source(h: jax.Array, i: int = i) -> jax.Array:
+                with hk.name_scope("encoder_attn"):
+                    query = project_query(h, heads)
+                    source = (cache.cross_keys[i], cache.cross_values[i])
+                    mixed, _ = attend(query, *source, source_mask)
+                    return merge_and_project(mixed)
+
+            with hk.name_scope(f"layers_{i}"):
+                x = self._layer(x, attend_self, attend_source, False)
+
+        return self._final_norm(x), cache._replace(keys=tuple(keys), values=tuple(values))
+
+    @hk.name_like("__call__")
+    def tied_projection(self) -> jax.Array:
+        """The output projection [D, V] where it is the token table."""
+        return self._tokens().T
+
+
+def extend(cache: Cache, length: int) -> Cache:
+    """`cache` with room for `length` steps in all; what it holds stays where it is."""
+
+    def grow(x: jax.Array) -> jax.Array:
+        return jnp.pad(x, ((0, 0), (0, 0), (0, length - x.shape[2]), (0, 0), (0, 0)))
+
+    return cache._replace(
+        keys=tuple(grow(x) for x in cache.keys), values=tuple(grow(x) for x in cache.values)
+    )
