@@ -1,0 +1,57 @@
+"""How the tests run: what is collected, which skips are allowed, where compiled code is kept.
+
+It stands at the top of the repository so that `pytest` finds the package of this checkout, whether
+or not one is installed.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Live comparisons run where the oracle's interpreter is named (`make parity` makes one).
+collect_ignore = [] if "BART_HK_ORACLE" in os.environ else ["tests/parity"]
+
+# A test may be skipped for these reasons and no others: everything else that a test needs is there.
+ALLOWED_SKIPS = {"published", "gpu"}
+
+# A second run compiles nothing again. jax writes its entries without a lock, so every worker of
+# pytest-xdist has a folder of its own.
+_CACHE = Path(__file__).parent / ".cache" / "jax" / os.environ.get("PYTEST_XDIST_WORKER", "main")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+_refused: dict[str, str] = {}  # test or module -> why it was skipped
+
+
+def _refuse(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if isinstance(report.longrepr, tuple):  # (file, line, "Skipped: reason")
+        reason = report.longrepr[2]
+    else:
+        reason = f"expected to fail: {getattr(report, 'wasxfail', '')}"
+    _refused[report.nodeid] = reason
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and ALLOWED_SKIPS.isdisjoint(report.keywords):
+        _refuse(report)
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    if report.skipped:  # a whole module: its markers are not known
+        _refuse(report)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if _refused and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _refused:
+        allowed = ", ".join(sorted(ALLOWED_SKIPS))
+        terminalreporter.section(f"skips that are not allowed (allowed markers: {allowed})")
+        for nodeid, reason in sorted(_refused.items()):
+            terminalreporter.write_line(f"{nodeid}: {reason}", red=True)
