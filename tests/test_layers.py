@@ -53,7 +53,7 @@ MODULES = sources()
 
 
 def room(module: str) -> str:
-    """ "bart_hk.model.attention" -> "model"; the package itself, which only hands out names, is ""."""
+    """The room of a module: model of bart_hk.model.attention; the empty one of bart_hk itself."""
     first, _, rest = module.partition(".")
     return rest.partition(".")[0] if first == "bart_hk" else first
 
