@@ -2,13 +2,13 @@
 
 Each recorder `tools/goldens/NAME.py OUT_DIR` runs in the oracle's interpreter (real fairseq, torch
 and transformers) and fills the folder `tests/goldens/NAME`. With `--check` nothing in the
-repository changes: the recorders write to a temporary folder, and any difference from the committed
-files fails. Integers, text and structure must be equal; floats, which depend on the machine, may
-differ by `RTOL` and `ATOL`. Versions are not compared: that newer ones give the same numbers is what
-the check is for.
+repository changes: the recorders write to a temporary folder, and any difference from what is
+committed fails. Integers, text and structure must be equal; floats, which depend on the machine,
+may differ by `RTOL` and `ATOL`. Versions are not compared: the check is there to find out whether
+newer ones give the same numbers.
 
-What cannot be made again bit for bit (weights trained for a minute) is an input, not a golden: it is
-kept in `tests/goldens/inputs`, and the recorders that use it hash it.
+What cannot be made again bit for bit (weights trained for a minute) is an input, not a golden: it
+is kept in `tests/goldens/inputs`, and the recorders that use it hash it.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def read_golden(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     elif path.suffix == ".safetensors":
         with safe_open(path, "numpy") as file:
             content = {"made_by": json.loads(file.metadata()["made_by"])}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}
+            arrays = {name: file.get_tensor(name) for name in list(file.keys())}
     else:
         raise ValueError(f"{path}: a golden is a .json or a .safetensors file")
     content["made_by"].pop("versions")

@@ -1,0 +1,154 @@
+"""Files that are there whole or not at all, and safetensors written one tensor at a time."""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+_SAVING = ".bart_hk_saving"  # being written: worth nothing if found later
+_SAVED = ".bart_hk_saved"  # complete and on the disk: its files replace those of the directory
+
+MakeTensor = Callable[[], np.ndarray]
+
+_DTYPE_CODES = {
+    np.dtype(np.float64): "F64",
+    np.dtype(np.float32): "F32",
+    np.dtype(np.float16): "F16",
+    np.dtype(ml_dtypes.bfloat16): "BF16",
+}
+
+
+@contextlib.contextmanager
+def replacing(directory: Path) -> Iterator[Path]:
+    """A new folder whose files, when the block ends, replace those of the same name in `directory`.
+
+    All of them or none: a full disk, an exception or a kill at any moment leaves either every old
+    file or every new one (`finish_replacing`, which readers call, completes a move that was cut
+    short). Other files in `directory` stay.
+
+    Raises:
+        OSError: nothing could be written there; the files of before are unchanged.
+    """
+    staging = directory / _SAVING
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        finish_replacing(directory)
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        yield staging
+        for path in [*staging.rglob("*"), staging]:
+            _sync(path)
+        staging.rename(directory / _SAVED)
+        _sync(directory)
+        finish_replacing(directory)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(
+            f"cannot save in {directory}: {reason}; what was saved there before is unchanged"
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def finish_replacing(directory: Path) -> None:
+    """Complete the move of files that `replacing` had begun in `directory`, if there is one."""
+    saved = directory / _SAVED
+    if not saved.is_dir():
+        return
+    # Another process may be moving the same files: what is gone has arrived.
+    for path in sorted(p for p in saved.rglob("*") if p.is_file()):
+        target = directory / path.relative_to(saved)
+        with contextlib.suppress(FileNotFoundError):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+    _sync(directory)
+    shutil.rmtree(saved, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold what was written to the file or folder `path`."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it is no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path.parent} holds no {path.name}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object but a {type(content).__name__}")
+    return content
+
+
+def write_tensors(path: Path, tensors: Mapping[str, MakeTensor]) -> None:
+    """Write a .safetensors file of tensors that are made one at a time.
+
+    `safetensors.numpy.save_file` wants them all as bytes first, a second copy of the model. Format:
+    8 bytes of header length, the header as JSON, then the data in the header's order.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for the format
+    end = 0
+    for name, make in tensors.items():
+        array = make()
+        begin, end = end, end + array.nbytes
+        if array.dtype not in _DTYPE_CODES:
+            raise ValueError(f"{name} has dtype {array.dtype}; a model's tensors are floats")
+        header[name] = {
+            "dtype": _DTYPE_CODES[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [begin, end],
+        }
+    encoded = json.dumps(header).encode()
+    encoded = encoded.ljust(8 * math.ceil(len(encoded) / 8))  # so that the data is aligned
+    with open(path, "wb") as file:
+        file.write(len(encoded).to_bytes(8, "little"))
+        file.write(encoded)
+        for make in tensors.values():
+            file.write(np.ascontiguousarray(make()).tobytes())
+
+
+class TensorFile:
+    """A .safetensors file, mapped into memory and read one tensor at a time."""
+
+    def __init__(self, path: Path):
+        """Raises FileNotFoundError, or ValueError for a file that is damaged or no safetensors."""
+        self.path = path
+        try:
+            self._file = safe_open(path, framework="numpy")
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path.parent} holds no {path.name}") from None
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged or no safetensors file: {error}") from None
+
+    def names(self) -> list[str]:
+        return list(self._file.keys())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._file.get_slice(name).get_shape())
+
+    def read(self, name: str) -> np.ndarray:
+        return self._file.get_tensor(name)

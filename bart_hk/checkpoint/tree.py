@@ -1,0 +1,133 @@
+"""Which tensors a BART has, and how torch's names and layout become ours.
+
+fairseq and Hugging Face give a tensor the same name nearly everywhere, and store a linear layer as
+[out, in]: `encoder.layers.0.fc1.weight` is `encoder/layers_0/fc1`, `w` [in, out] in our tree. What
+the two do differently (embeddings, output projection, heads) is in `fairseq.py`, `huggingface.py`.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from bart_hk.config import BARTConfig
+
+Shapes = dict[str, dict[str, tuple[int, ...]]]
+Params = dict[str, dict[str, Any]]  # {module path: {parameter: array}}, Haiku's two-level dict
+
+_TORCH_LEAVES = {
+    "embeddings": "weight",
+    "scale": "weight",
+    "offset": "bias",
+    "w": "weight",
+    "b": "bias",
+}
+
+
+def parameter_shapes(config: BARTConfig) -> Shapes:
+    """The paths and shapes of every parameter of the BART that `config` describes, heads apart.
+
+    Equal to the tree that `bart_hk.model.BART(config).init` makes.
+    """
+    width, vocabulary = config.encoder_embed_dim, config.vocab_size
+    shapes: Shapes = {}
+
+    def linear(path: str, inputs: int, outputs: int) -> None:
+        shapes[path] = {"w": (inputs, outputs), "b": (outputs,)}
+
+    def layer_norm(path: str) -> None:
+        shapes[path] = {"scale": (width,), "offset": (width,)}
+
+    def attention(path: str) -> None:
+        for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            linear(f"{path}/{projection}", width, width)
+        layer_norm(f"{path}_layer_norm")
+
+    if config.share_all_embeddings:
+        shapes["embed_tokens"] = {"embeddings": (vocabulary, width)}
+    for side, layers, inner, positions, pre_norm in (
+        (
+            "encoder",
+            config.encoder_layers,
+            config.encoder_ffn_embed_dim,
+            config.max_source_positions,
+            config.encoder_normalize_before,
+        ),
+        (
+            "decoder",
+            config.decoder_layers,
+            config.decoder_ffn_embed_dim,
+            config.max_target_positions,
+            config.decoder_normalize_before,
+        ),
+    ):
+        if not config.share_all_embeddings:
+            shapes[f"{side}/embed_tokens"] = {"embeddings": (vocabulary, width)}
+        rows = positions + config.position_offset
+        shapes[f"{side}/embed_positions"] = {"embeddings": (rows, width)}
+        if config.layernorm_embedding:
+            layer_norm(f"{side}/layernorm_embedding")
+        for i in range(layers):
+            layer = f"{side}/layers_{i}"
+            attention(f"{layer}/self_attn")
+            if side == "decoder":
+                attention(f"{layer}/encoder_attn")
+            linear(f"{layer}/fc1", width, inner)
+            linear(f"{layer}/fc2", inner, width)
+            layer_norm(f"{layer}/final_layer_norm")
+        if pre_norm:
+            layer_norm(f"{side}/layer_norm")
+    if not config.share_decoder_input_output_embed:
+        shapes["output_projection"] = {"w": (width, vocabulary)}
+    if config.final_logits_bias:
+        shapes["final_logits_bias"] = {"b": (vocabulary,)}
+    return shapes
+
+
+def check_parameters(params: Mapping[str, Mapping[str, Any]], config: BARTConfig) -> None:
+    """Raise ValueError, naming the first parameter at fault, unless `params` is `config`'s tree."""
+    expected = parameter_shapes(config)
+    for path, leaves in expected.items():
+        for name, shape in leaves.items():
+            if name not in params.get(path, {}):
+                raise ValueError(f"the parameters lack {path}/{name} with shape {shape}")
+            found = tuple(np.shape(params[path][name]))
+            if found != shape:
+                raise ValueError(f"{path}/{name} has shape {found}; the config asks for {shape}")
+    for path, given in params.items():
+        for name in given:
+            if name not in expected.get(path, {}):
+                raise ValueError(f"the config has no place for the parameter {path}/{name}")
+
+
+def torch_name(path: str, name: str) -> str:
+    """`encoder/layers_0/fc1`, `w` -> `encoder.layers.0.fc1.weight`."""
+    return f"{re.sub(r'/layers_', '/layers/', path).replace('/', '.')}.{_TORCH_LEAVES[name]}"
+
+
+def to_torch(name: str, array: Any) -> np.ndarray:
+    """A parameter in torch's layout, on the host: linear weights are [out, in] there."""
+    array = np.asarray(array)
+    return array.T if name == "w" else array
+
+
+# Linear weights are their own inverse.
+from_torch = to_torch
+
+
+def head_from_torch(get: Callable[[str], Any]) -> Params:
+    """A classification head's tree from its tensors `dense.weight`, ..., `out_proj.bias`."""
+    return {
+        module: {"w": from_torch("w", get(f"{module}.weight")), "b": get(f"{module}.bias")}
+        for module in ("dense", "out_proj")
+    }
+
+
+def head_to_torch(params: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """The inverse of `head_from_torch`, tensor names without a prefix."""
+    return {
+        torch_name(module, name): to_torch(name, params[module][name])
+        for module in ("dense", "out_proj")
+        for name in ("w", "b")
+    }
