@@ -1,0 +1,259 @@
+"""The tokenizer files of a model's directory: which there are, which win, and what is written."""
+
+import json
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from bart_hk.text.dictionary import Dictionary, token_ids
+from bart_hk.text.encoder import TextEncoder
+from bart_hk.text.gpt2_bpe import (
+    GPT2BPE,
+    Merges,
+    gpt2_bpe,
+    gpt2_merges,
+    gpt2_symbols,
+    read_merges,
+)
+from bart_hk.text.sentencepiece import FAIRSEQ_IDS, OWN_IDS, SHIFTED_LAYOUTS, SentencePieceBPE
+from bart_hk.text.tokenizer_json import TokenizerJSON
+
+_DICTIONARIES = ("dict.txt", "dict.source.txt")
+_MODELS = (
+    "sentencepiece.bpe.model",
+    "sentence.bpe.model",
+    "sentencepiece.model",
+    "spiece.model",
+    "tokenizer.model",
+)
+# Vocabulary and merges, fairseq's names and Hugging Face's.
+_PAIRS = (
+    ("encoder.json", "vocab.bpe"),
+    ("encoder.json", "merges.txt"),
+    ("vocab.json", "merges.txt"),
+)
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_FAST = "tokenizer.json"
+_FAST_CLASS = "PreTrainedTokenizerFast"
+_ALL = {*_DICTIONARIES, *_MODELS, *_SETTINGS, *(name for pair in _PAIRS for name in pair), _FAST}
+
+_SPECIALS = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}
+
+
+def load(directory: str | PathLike) -> TextEncoder:
+    """`TextEncoder.load`. A fairseq `dict.txt` wins, then SentencePiece, then byte-level BPE."""
+    path = Path(directory)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is not a directory, so it holds no tokenizer files")
+    dictionary_file = _first(path, _DICTIONARIES)
+    model_file = _first(path, _MODELS)
+    pair = next((p for p in _PAIRS if (path / p[0]).is_file() and (path / p[1]).is_file()), None)
+    try:
+        if dictionary_file is not None:
+            return _load_fairseq(path, dictionary_file, model_file, pair)
+        layout = _tokenizer_class(path)
+        fast = (path / _FAST).is_file()
+        if model_file is not None and not (fast and layout not in (*SHIFTED_LAYOUTS, OWN_IDS)):
+            return _load_pieces(path, model_file, layout)
+        if pair is not None:
+            vocabulary = _read_vocabulary(path / pair[0])
+            merges = read_merges((path / pair[1]).read_text(encoding="utf-8"))
+            prefix = bool(_read_json(path / "tokenizer_config.json").get("add_prefix_space", False))
+            return _byte_level(path, vocabulary, merges, prefix)
+        if fast:
+            return _load_tokenizer_json(path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"a tokenizer file in {path} is not in UTF-8: {error}") from None
+    pairs = ", ".join(" + ".join(pair) for pair in _PAIRS)
+    raise FileNotFoundError(
+        f"no tokenizer files in {path}: looked for {', '.join(_DICTIONARIES)}; "
+        f"{', '.join(_MODELS)}; {pairs}; {_FAST}"
+    )
+
+
+def _load_fairseq(
+    path: Path, dictionary_file: Path, model_file: Path | None, pair: tuple[str, str] | None
+) -> TextEncoder:
+    dictionary = Dictionary.load(dictionary_file)
+    if "<mask>" not in dictionary:  # fairseq's tasks add it
+        dictionary.add_symbol("<mask>")
+    if model_file is not None:
+        return TextEncoder(SentencePieceBPE(model_file), dictionary, tokenizer_class=FAIRSEQ_IDS)
+    if pair is not None:
+        vocabulary = _read_vocabulary(path / pair[0])
+        merges = read_merges((path / pair[1]).read_text(encoding="utf-8"))
+        symbols = {token: str(index) for token, index in vocabulary.items()}
+        # Most often these are GPT-2's own files.
+        shipped = symbols == gpt2_symbols() and merges == list(gpt2_merges())
+        bpe = gpt2_bpe() if shipped else GPT2BPE(symbols, merges)
+        files = " and ".join(pair)
+    else:
+        bpe = gpt2_bpe()
+        files = "GPT-2's ids, and there is no encoder.json with vocab.bpe or SentencePiece model"
+    texts = sum(symbol in dictionary for symbol in bpe.symbols)
+    if texts <= min(len(dictionary), len(bpe.symbols)) // 2:
+        raise ValueError(f"the symbols of {dictionary_file} do not fit {files} beside it")
+    return TextEncoder(bpe, dictionary)
+
+
+def _load_pieces(path: Path, model_file: Path, layout: str) -> TextEncoder:
+    bpe = SentencePieceBPE(model_file)
+    dictionary = bpe.dictionary(layout)
+    if layout == OWN_IDS:
+        added = _added_tokens(path, dictionary.indices)
+        words = {name: getattr(dictionary, f"{name}_word") for name in ("bos", "pad", "eos", "unk")}
+        dictionary = Dictionary.from_symbols(token_ids(dictionary.indices | added), **words)
+    return TextEncoder(bpe, dictionary, _special_words(path)["mask"], layout)
+
+
+def _byte_level(
+    path: Path, vocabulary: dict[str, int], merges: Merges, add_prefix_space: bool
+) -> TextEncoder:
+    vocabulary = vocabulary | _added_tokens(path, vocabulary)
+    tokens = token_ids(vocabulary)
+    words = _special_words(path)
+    mask = words.pop("mask")
+    missing = [words[name] for name in ("bos", "pad", "eos") if words[name] not in vocabulary]
+    if missing:
+        raise ValueError(
+            f"the vocabulary in {path} has no {missing[0]!r}; name its special tokens in "
+            f"tokenizer_config.json, or add the dict.txt that belongs to it"
+        )
+    # Over GPT-2's own merges the symbols are fairseq's, as if the model had come from there.
+    specials = [_SPECIALS[name] for name in ("bos", "pad", "eos", "unk")]
+    if tokens[:4] == specials and not add_prefix_space and list(merges) == list(gpt2_merges()):
+        symbols = [gpt2_symbols().get(token, token) for token in tokens]
+        return TextEncoder(gpt2_bpe(), Dictionary.from_symbols(symbols), mask)
+    bpe = GPT2BPE({token: token for token in vocabulary}, merges, add_prefix_space=add_prefix_space)
+    return TextEncoder(bpe, Dictionary.from_symbols(tokens, **words), mask)
+
+
+def _load_tokenizer_json(path: Path) -> TextEncoder:
+    content = (path / _FAST).read_text(encoding="utf-8")
+    bpe = TokenizerJSON(content)
+    description = json.loads(content)
+    model, steps = description["model"], description.get("pre_tokenizer") or {}
+    added = {token["content"]: token["id"] for token in description.get("added_tokens") or []}
+    byte_level = steps.get("type") == "ByteLevel" and steps.get("use_regex", True)
+    plain = not description.get("normalizer") and not model.get("continuing_subword_prefix")
+    if model.get("type", "BPE") == "BPE" and byte_level and plain:
+        pairs = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+        merges = read_merges("\n".join(pairs))
+        return _byte_level(path, model["vocab"] | added, merges, steps["add_prefix_space"])
+    vocabulary = {symbol: index for index, symbol in enumerate(bpe.symbols) if symbol} | added
+    vocabulary |= _added_tokens(path, vocabulary)
+    words = _special_words(path)
+    mask = words.pop("mask")
+    dictionary = Dictionary.from_symbols(token_ids(vocabulary), **words)
+    return TextEncoder(bpe, dictionary, mask, _FAST_CLASS)
+
+
+def save(encoder: TextEncoder, directory: str | PathLike, model_max_length: int | None) -> None:
+    """`TextEncoder.save`. Files of another tokenizer are removed: `load` could prefer them."""
+    path = Path(directory)
+    path.mkdir(parents=True, exist_ok=True)
+    bpe, dictionary = encoder.bpe, encoder.dictionary
+    files: dict[str, str | bytes] = {}
+    settings: dict[str, Any] = {"tokenizer_class": encoder.tokenizer_class}
+    words = {name: getattr(dictionary, f"{name}_word") for name in ("bos", "pad", "eos", "unk")}
+    words |= {"cls": words["bos"], "sep": words["eos"], "mask": encoder.mask}
+    for name, word in words.items():
+        settings[f"{name}_token"] = word if word in dictionary else None
+    if model_max_length is not None:
+        settings["model_max_length"] = model_max_length
+    fairseq = False
+    if isinstance(bpe, GPT2BPE):
+        # A token that the dictionary lacks has the id of <unk>, which <unk> itself, later, keeps.
+        vocabulary = {t: dictionary.index(s) for t, s in bpe.tokens.items() if s not in dictionary}
+        vocabulary |= {bpe.token_of.get(s, s): i for s, i in dictionary.indices.items()}
+        files["vocab.json"] = _json_text(vocabulary)
+        lines = "".join(f"{first} {second}\n" for first, second in bpe.merges)
+        files["merges.txt"] = "#version: 0.2\n" + lines
+        settings["add_prefix_space"] = bpe.add_prefix_space
+        fairseq = any(token != symbol for token, symbol in bpe.tokens.items())
+        if fairseq:
+            files["encoder.json"] = _json_text({t: int(s) for t, s in bpe.tokens.items()})
+    elif isinstance(bpe, SentencePieceBPE):
+        files[_MODELS[0]] = bpe.model
+        fairseq = encoder.tokenizer_class == FAIRSEQ_IDS
+        if encoder.tokenizer_class == OWN_IDS:
+            extra = dictionary.symbols[len(bpe.symbols) :]
+            settings["added_tokens_decoder"] = {
+                str(index): {"content": symbol, "special": True}
+                | dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
+                for index, symbol in enumerate(extra, start=len(bpe.symbols))
+            }
+    elif isinstance(bpe, TokenizerJSON):
+        files[_FAST] = bpe.content
+    else:
+        raise TypeError(f"a {type(bpe).__name__} cannot be saved: there is no file format for it")
+    files["tokenizer_config.json"] = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+    for name, content in files.items():
+        data = content if isinstance(content, bytes) else content.encode("utf-8")
+        (path / name).write_bytes(data)
+    if fairseq:
+        dictionary.save(path / _DICTIONARIES[0])
+        files[_DICTIONARIES[0]] = ""
+    for name in _ALL - files.keys():
+        (path / name).unlink(missing_ok=True)
+
+
+def _first(path: Path, names: tuple[str, ...]) -> Path | None:
+    return next((path / name for name in names if (path / name).is_file()), None)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; {} where there is no such file."""
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds a {type(content).__name__}, not an object")
+    return content
+
+
+def _read_vocabulary(file: Path) -> dict[str, int]:
+    vocabulary = _read_json(file)
+    for token, index in vocabulary.items():
+        if type(index) is not int:
+            raise ValueError(f"{file}: the id of {token!r} is {index!r}, not a whole number")
+    return vocabulary
+
+
+def _json_text(vocabulary: dict[str, int]) -> str:
+    return json.dumps(vocabulary, ensure_ascii=False, separators=(",", ":"))
+
+
+def _tokenizer_class(path: Path) -> str:
+    """The transformers class of a directory without a fairseq dictionary, less its "Fast"."""
+    config = _read_json(path / "config.json")
+    named = _read_json(path / "tokenizer_config.json").get("tokenizer_class")
+    named = named or config.get("tokenizer_class")
+    if named is None:
+        return "MBartTokenizer" if config.get("model_type") == "mbart" else OWN_IDS
+    return str(named).removesuffix("Fast")
+
+
+def _special_words(path: Path) -> dict[str, str]:
+    """The special symbols under the names of `_SPECIALS`, as the settings of the directory say."""
+    words = dict(_SPECIALS)
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):
+        settings = _read_json(path / file)
+        for name in words:
+            word = settings.get(f"{name}_token")
+            if isinstance(word, dict):
+                word = word.get("content")
+            if isinstance(word, str):
+                words[name] = word
+    return words
+
+
+def _added_tokens(path: Path, vocabulary: dict[str, int]) -> dict[str, int]:
+    """Tokens that were added to a vocabulary later, with their ids."""
+    added = dict(_read_json(path / "added_tokens.json"))
+    decoder = _read_json(path / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    added |= {token["content"]: int(index) for index, token in decoder.items()}
+    return {token: index for token, index in added.items() if token not in vocabulary}

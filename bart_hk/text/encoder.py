@@ -1,0 +1,168 @@
+"""`TextEncoder`: a BPE and a dictionary together, between text and the ids of a model."""
+
+import copy
+from collections.abc import Iterable, Sequence
+from os import PathLike
+from typing import Protocol
+
+import numpy as np
+
+from bart_hk.text.dictionary import Dictionary
+from bart_hk.text.gpt2_bpe import GPT2_SIZES, gpt2_bpe, gpt2_dictionary
+
+
+class BPE(Protocol):
+    """What cuts a text into symbols of a dictionary."""
+
+    symbols: list[str]  # of every index that `indices` gives
+
+    def indices(self, texts: Sequence[str]) -> list[list[int]]: ...
+
+    def encode(self, text: str) -> str: ...
+
+    def decode(self, symbols: str) -> str: ...
+
+    def join(self, symbols: Iterable[str]) -> str: ...
+
+
+class TextEncoder:
+    """Text to ids and back, without the special symbols that frame a sentence.
+
+    Special symbols written in a text (`<s>`, `<mask>`, `</s>`) are ordinary characters, as in
+    fairseq. What the dictionary lacks becomes `<unk>`; the dictionary never grows.
+
+    Attributes:
+      bpe: between text and symbols (`encode(str) -> str`, `decode(str) -> str`).
+      dictionary: between symbols and ids; it also knows the special ids.
+      mask: the symbol that stands for hidden text.
+      tokenizer_class: the transformers class that opens what `save` writes.
+    """
+
+    def __init__(
+        self,
+        bpe: BPE,
+        dictionary: Dictionary,
+        mask: str = "<mask>",
+        tokenizer_class: str = "BartTokenizer",
+    ):
+        self.bpe = bpe
+        self.dictionary = dictionary
+        self.mask = mask
+        self.tokenizer_class = tokenizer_class
+        unknown = -1 if dictionary.unk_index is None else dictionary.unk_index
+        # The id of every index that the BPE gives.
+        self._ids = np.array([dictionary.indices.get(s, unknown) for s in bpe.symbols], np.int32)
+
+    @classmethod
+    def gpt2(cls, layout: str = "bart.large") -> "TextEncoder":
+        """The published BARTs' encoder, shipped with the package.
+
+        Layout "bart.large" has 50265 symbols, the last one `<mask>` = 50264; "bart.base" has 51201,
+        `<mask>` = 51200.
+        """
+        return cls(gpt2_bpe(), gpt2_dictionary(layout))
+
+    @classmethod
+    def load(cls, directory: str | PathLike) -> "TextEncoder":
+        """The encoder whose files are in a model's directory, fairseq's or Hugging Face's.
+
+        Raises FileNotFoundError, naming what was looked for, where there are none, and ValueError
+        where they are damaged or do not belong together.
+        """
+        from bart_hk.text.directory import load  # reads any kind, so it imports all of them
+
+        return load(directory)
+
+    def save(self, directory: str | PathLike, model_max_length: int | None = None) -> None:
+        """Writes the files from which `load` and transformers make the same encoder again.
+
+        `model_max_length` is what transformers truncates to when it is asked to truncate.
+        """
+        from bart_hk.text.directory import save
+
+        save(self, directory, model_max_length)
+
+    def fit(self, vocab_size: int) -> "TextEncoder":
+        """This encoder for a model with so many embedding rows, checked.
+
+        A model may lack the row of a final `<mask>` (fine-tuned for translation or summaries): then
+        the encoder has none either. Rows beyond the symbols are padding.
+
+        Raises ValueError where a symbol has no row, or where bart.large's dictionary comes with
+        fairseq's bart.base, whose `<mask>` is another row.
+        """
+        size = len(self.dictionary)
+        if size == vocab_size + 1 and self.dictionary[vocab_size] == self.mask:
+            fitted = copy.copy(self)
+            fitted.dictionary = self.dictionary.without_last()
+            return fitted
+        if size > vocab_size:
+            raise ValueError(
+                f"the tokenizer has {size} symbols, but the model has embeddings for {vocab_size}: "
+                f"give the model the tokenizer files that it was trained with"
+            )
+        if (self.mask_id, vocab_size) == (GPT2_SIZES["bart.large"] - 1, GPT2_SIZES["bart.base"]):
+            raise ValueError(
+                f"the dictionary has {size} symbols and <mask> = {self.mask_id}, but the model has "
+                f"embeddings for {vocab_size}: it needs bart.base's dict.txt"
+            )
+        return self
+
+    @property
+    def mask_id(self) -> int | None:
+        """The id of `<mask>`, or None where the vocabulary has none."""
+        return self.dictionary.indices.get(self.mask)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of one text; [] for an empty one.
+
+        Raises TypeError for what is not a string, ValueError for one that is not Unicode text
+        (it holds a lone surrogate), or where `<unk>` is needed and the vocabulary has none.
+        """
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text. Errors are those of `encode`."""
+        if isinstance(texts, str):
+            raise TypeError("encode_batch takes a list of texts; use encode for a single one")
+        texts = list(texts)
+        for number, text in enumerate(texts):
+            _check_text(text, number)
+        if not texts:
+            return []
+        rows = self.bpe.indices(texts)
+        ids = self._ids[np.fromiter((i for row in rows for i in row), np.int64)]
+        if ids.size and ids.min() < 0:
+            raise ValueError(
+                "a text holds characters outside the vocabulary, which has no "
+                f"{self.dictionary.unk_word!r} to stand for them"
+            )
+        flat = ids.tolist()
+        encoded, start = [], 0
+        for row in rows:
+            encoded.append(flat[start : start + len(row)])
+            start += len(row)
+        return encoded
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids [T]: `<s>`, `</s>` and padding are left out, as nothing else is.
+
+        `<mask>`, `<unk>` and fairseq's fillers ("madeupword0003") stay, as written. Ids outside the
+        dictionary read `<unk>`.
+        """
+        dictionary = self.dictionary
+        dropped = (dictionary.bos_index, dictionary.eos_index, dictionary.pad_index)
+        indices = np.asarray(ids, np.int64).tolist()
+        return self.bpe.join([dictionary[index] for index in indices if index not in dropped])
+
+
+def _check_text(text: object, number: int) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"text {number} is a {type(text).__name__}, not a str: {text!r:.80}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"text {number} holds the lone surrogate {text[error.start]!r} at {error.start}, which "
+            f"is no character; read it with errors='replace' or remove it"
+        ) from None

@@ -1,0 +1,162 @@
+"""GPT-2's byte-level byte-pair encoding, which BART uses, through the `tokenizers` library.
+
+Source: fairseq `data/encoders/gpt2_bpe.py`. A text is cut into words by a regular expression, its
+UTF-8 bytes become printable characters, and merges join them to tokens; every token has a symbol
+of the dictionary. fairseq's symbols are the decimal GPT-2 ids of the tokens ("15496" for "Hello");
+vocabularies made elsewhere use the tokens themselves.
+"""
+
+import functools
+import gzip
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from bart_hk.text.dictionary import Dictionary
+
+Merges = Sequence[tuple[str, str]]
+
+# The number of symbols in each of fairseq's two dictionaries, `<mask>` included.
+GPT2_SIZES = {"bart.large": 50265, "bart.base": 51201}
+
+# A token that no text can give stands for the bytes that a small vocabulary lacks.
+_UNKNOWN = "\0"
+
+
+def _byte_alphabet() -> dict[int, str]:
+    """GPT-2's printable character for every byte, in the order of GPT-2's ids."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    alphabet = {byte: chr(byte) for byte in printable}
+    alphabet.update((byte, chr(256 + number)) for number, byte in enumerate(others))
+    return alphabet
+
+
+BYTE_ALPHABET = _byte_alphabet()
+_TO_LATIN1 = str.maketrans({character: chr(byte) for byte, character in BYTE_ALPHABET.items()})
+
+
+class GPT2BPE:
+    """Byte-level BPE between text and dictionary symbols.
+
+    Args:
+      symbols: the dictionary symbol of every token.
+      merges: pairs of tokens, the most important first; each pair joined must be a token as well.
+      add_prefix_space: whether a text that does not start with white space gets a space first.
+    """
+
+    def __init__(
+        self,
+        symbols: Mapping[str, str],
+        merges: Merges,
+        *,
+        add_prefix_space: bool = False,
+    ):
+        self.tokens = dict(symbols)
+        self.merges = list(merges)
+        self.add_prefix_space = add_prefix_space
+        # Of every index that `indices` gives.
+        self.symbols = [*self.tokens.values(), "<unk>"]
+        self.token_of = {symbol: token for token, symbol in self.tokens.items()}
+        vocabulary = {token: index for index, token in enumerate((*self.tokens, _UNKNOWN))}
+        try:
+            model = models.BPE(vocab=vocabulary, merges=self.merges, unk_token=_UNKNOWN)
+        except Exception as error:  # the library has no class of its own for this
+            raise ValueError(f"the merges do not fit the vocabulary: {error}") from None
+        self._tokenizer = Tokenizer(model)
+        self._tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+
+    def indices(self, texts: Sequence[str]) -> list[list[int]]:
+        """Per text, the positions in `symbols` of its symbols; many texts use all cores."""
+        if len(texts) == 1:
+            return [self._tokenizer.encode(texts[0]).ids]
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+
+    def encode(self, text: str) -> str:
+        """Text to symbols, separated by spaces: "Hello world" to "15496 995"."""
+        return " ".join([self.symbols[index] for index in self.indices([text])[0]])
+
+    def decode(self, symbols: str) -> str:
+        """Symbols, separated by spaces, to text; `join` has the rules."""
+        return self.join(symbols.split())
+
+    def join(self, symbols: Iterable[str]) -> str:
+        """Symbols to text.
+
+        A symbol that is no token (`<mask>`, `<unk>`, fairseq's fillers) is kept as it is, and bytes
+        that are not UTF-8 become U+FFFD.
+        """
+        return b"".join(map(self._bytes, symbols)).decode("utf-8", errors="replace")
+
+    def _bytes(self, symbol: str) -> bytes:
+        token = self.token_of.get(symbol)
+        if token is None:
+            return symbol.encode()
+        try:
+            return token.translate(_TO_LATIN1).encode("latin-1")
+        except UnicodeEncodeError:  # a token that is not written in the byte alphabet
+            return token.encode()
+
+    def is_beginning_of_word(self, symbol: str) -> bool:
+        """Whether a symbol starts with a space."""
+        return self.decode(symbol).startswith(" ")
+
+
+def read_merges(text: str) -> list[tuple[str, str]]:
+    """The merges in the text of a `vocab.bpe` or `merges.txt`, with or without its version line."""
+    lines = text.split("\n")
+    if lines[0].startswith("#version"):
+        lines = lines[1:]
+    merges = []
+    for number, line in enumerate(lines, start=1):
+        pair = line.split()
+        if len(pair) == 2:
+            merges.append((pair[0], pair[1]))
+        elif pair:
+            raise ValueError(f"merge {number}, {line!r}, is not a pair of tokens")
+    return merges
+
+
+def _shipped(name: str) -> str:
+    data = resources.files("bart_hk.text").joinpath("gpt2", name).read_bytes()
+    return gzip.decompress(data).decode("utf-8")
+
+
+@functools.cache
+def gpt2_merges() -> tuple[tuple[str, str], ...]:
+    """GPT-2's 50000 merges."""
+    return tuple(read_merges(_shipped("vocab.bpe.gz")))
+
+
+@functools.cache
+def gpt2_symbols() -> Mapping[str, str]:
+    """fairseq's symbol of each of GPT-2's 50257 tokens: its GPT-2 id, in decimal.
+
+    GPT-2's `encoder.json` follows from its merges: the bytes, the merges, the end of text.
+    """
+    tokens = [*BYTE_ALPHABET.values(), *map("".join, gpt2_merges()), "<|endoftext|>"]
+    return {token: str(index) for index, token in enumerate(tokens)}
+
+
+@functools.cache
+def gpt2_bpe() -> GPT2BPE:
+    """The BPE of GPT-2 and of the published BARTs, from the files in this package."""
+    return GPT2BPE(gpt2_symbols(), gpt2_merges())
+
+
+def gpt2_dictionary(layout: str) -> Dictionary:
+    """fairseq's dictionary of "bart.large" (`<mask>` = 50264) or "bart.base" (`<mask>` = 51200).
+
+    The one of bart.base has the same symbols, then fillers that no text gives, then `<mask>`.
+    """
+    if layout not in GPT2_SIZES:
+        raise ValueError(f"layout {layout!r} is not one of {', '.join(GPT2_SIZES)}")
+    dictionary = Dictionary.load(io.StringIO(_shipped("dict.txt.gz")))
+    number = 3  # the large dictionary has three fillers itself
+    while len(dictionary) < GPT2_SIZES[layout] - 1:
+        dictionary.add_symbol(f"madeupword{number:04d}", 0)
+        number += 1
+    dictionary.add_symbol("<mask>")
+    return dictionary
