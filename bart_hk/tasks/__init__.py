@@ -1,0 +1,65 @@
+"""Tasks: what a model is trained for. Each turns files into batches and batches into a loss.
+
+`bart_hk.training.loop` drives any of them through the methods of `Task`.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from bart_hk.config import BARTConfig
+from bart_hk.model import BART
+from bart_hk.text import TextEncoder
+
+Batch = dict[str, np.ndarray]
+Tree = Any  # of arrays; what the optimiser sees
+
+
+class Split(Protocol):
+    """One file's examples, encoded."""
+
+    lengths: np.ndarray  # int64, tokens of each row
+
+    def batch(self, rows: np.ndarray, length: int, count: int) -> Batch:
+        """The arrays of some rows, padded to [count, length]."""
+
+    def where(self, rows: Sequence[int]) -> str:
+        """File and lines, for messages about rows."""
+
+
+class Task(Protocol):
+    """What the training loop asks of a task. Making one reads and checks all its files."""
+
+    train: Split
+    valid: Split | None
+    metric_names: tuple[str, ...]  # of `metrics`, beside `loss`
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the data were, to refuse going on with others."""
+
+    def texts(self) -> Iterable[str]:
+        """The training texts, for making a vocabulary."""
+
+    def encode(self, encoder: TextEncoder, config: BARTConfig) -> None:
+        """Fills `train` and `valid`."""
+
+    def init(self, bart: BART, params: Tree, key: jax.Array, restored: dict[str, Any]) -> Tree:
+        """The tree to train, around the body's `params` and the `restored` model's heads."""
+
+    def loss(
+        self, bart: BART, params: Tree, key: jax.Array, batch: dict[str, jax.Array]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The sum of the losses, and sums to log: `count`, its divisor, and others. Traced."""
+
+    def predict(
+        self, bart: BART, params: Tree, batch: dict[str, jax.Array]
+    ) -> dict[str, jax.Array]:
+        """What `metrics` needs of each row. Traced."""
+
+    def metrics(self, outputs: dict[str, np.ndarray]) -> dict[str, float]:
+        """`loss` and the asked metrics over all rows of `valid`, in their order."""
+
+    def parts(self, params: Tree) -> tuple[Tree, dict[str, Any]]:
+        """The body's parameters and the heads' `HeadFiles`, for the model directory."""
