@@ -16,7 +16,7 @@ PACKAGE = ROOT / "bart_hk"
 # Imports run downward only: a room may use itself and the rooms of lower floors.
 FLOORS = [
     {"config", "text"},
-    {"model", "checkpoint", "data", "zoo"},
+    {"model", "checkpoint", "data", "zoo", "compilation"},
     {"generation", "tasks"},
     {"hub"},
     {"training"},
@@ -32,7 +32,7 @@ HOME = {
     "jaxlib": set(FLOOR) - {"config", "data", "text"},
     "hydra": {"cli"},
     "argparse": {"cli", "tools"},
-    "torch": {"tools", "hubconf"},
+    "torch": {"tools", "hubconf", "hub"},
     "fairseq": {"tools"},
     "transformers": {"tools"},
 }

@@ -122,3 +122,43 @@ def plan_batches(
     if rng is not None:
         batches = [batches[i] for i in rng.permutation(len(batches))]
     return batches
+
+
+def plan_shapes(
+    lengths: Sequence[int] | np.ndarray,
+    *,
+    max_tokens: int | None = None,
+    batch_size: int | None = None,
+    buckets: Sequence[int] = LENGTH_BUCKETS,
+) -> list[tuple[np.ndarray, tuple[int, int]]]:
+    """Batches for a list that is seen once: few shapes, whether it is long or short.
+
+    Every bucket but the last has one shape, that of a full batch; rows that do not fill one join
+    the next longer bucket. What is left in the last takes the next power of two of rows, or the
+    full batch's shape where there was one: at most one shape per bucket.
+
+    Args: as `plan_batches`.
+
+    Returns:
+        (rows, shape) pairs: index arrays (int64), shortest rows first, and the [B, S] to pad to.
+    """
+    sizes = np.asarray(lengths, np.int64)
+    if not sizes.size:
+        return []
+    bucket(int(sizes.max()), buckets)  # raises where a row fits none
+    bucket_of = np.searchsorted(np.asarray(buckets), sizes)
+    used = np.unique(bucket_of)
+    plan = []
+    left = np.empty(0, np.int64)
+    for b in used:
+        rows = np.flatnonzero(bucket_of == b)
+        rows = np.concatenate([left, rows[np.argsort(sizes[rows], kind="stable")]])
+        count = batch_rows(buckets[b], max_tokens=max_tokens, batch_size=batch_size)
+        full = len(rows) // count * count
+        shape = (count, buckets[b])
+        plan += [(rows[i : i + count], shape) for i in range(0, full, count)]
+        left = rows[full:]
+        if b == used[-1] and len(left):
+            needed = count if full else min(count, 1 << (len(left) - 1).bit_length())
+            plan.append((left, (needed, buckets[b])))
+    return plan

@@ -1,0 +1,83 @@
+"""The decoder's features of token ids: planned batches, compiled functions, results in order.
+
+Shapes: see the glossary in `bart_hk.model.layers`.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bart_hk.data.batching import buckets_up_to, pad_rows, plan_shapes
+from bart_hk.model import BART, Params, sentence_representation
+
+
+class FeatureExtractor:
+    """Runs a source through encoder and decoder, as fairseq's `extract_features` does.
+
+    The decoder reads the source shifted right by one, its last token moved to the front. Compiles
+    once for each shape of `plan_shapes`, and keeps what it has compiled.
+    """
+
+    def __init__(self, bart: BART) -> None:
+        self.bart = bart
+        self._hidden_states = jax.jit(self._run, static_argnames="all_layers")
+        self._sentence = jax.jit(self._represent)
+
+    def _run(
+        self, params: Params, src_tokens: jax.Array, lengths: jax.Array, all_layers: bool
+    ) -> tuple[jax.Array, ...]:
+        """Features [B, S, D] of every layer, or of the last alone."""
+        last = jnp.take_along_axis(src_tokens, lengths[:, None] - 1, axis=1)  # [B, 1]
+        prev_output_tokens = jnp.concatenate([last, src_tokens[:, :-1]], axis=1)
+        source = self.bart.encode(params, src_tokens)
+        target = self.bart.decode(params, prev_output_tokens, source, return_all_hiddens=all_layers)
+        return target.hidden_states if target.hidden_states is not None else (target.features,)
+
+    def _represent(self, params: Params, src_tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+        features = self._run(params, src_tokens, lengths, all_layers=False)[-1]
+        return sentence_representation(features, src_tokens, self.bart.config.eos_token_id)
+
+    def _batches(self, rows: Sequence[np.ndarray], max_tokens: int):  # type: ignore[no-untyped-def]
+        """Planned batches: which rows, their padded ids [B, S] and lengths [B] (at least 1)."""
+        config = self.bart.config
+        limit = min(config.max_source_positions, config.max_target_positions)
+        lengths = [len(row) for row in rows]
+        plan = plan_shapes(lengths, max_tokens=max_tokens, buckets=buckets_up_to(limit))
+        for batch, (count, length) in plan:
+            src_tokens = pad_rows([rows[i] for i in batch], config.pad_token_id, length, count)
+            real = np.ones(count, np.int32)
+            real[: len(batch)] = [max(1, lengths[i]) for i in batch]
+            yield batch, src_tokens, real
+
+    def hidden_states(
+        self,
+        params: Params,
+        rows: Sequence[np.ndarray],
+        *,
+        all_layers: bool = False,
+        max_tokens: int,
+    ) -> list[list[np.ndarray]]:
+        """For each row of ids [T_i], the features [T_i, D] of all decoder layers or of the last.
+
+        The first of all layers is the embedding. `max_tokens` bounds a batch's padded tokens.
+        """
+        results: list[list[np.ndarray]] = [[] for _ in rows]
+        for batch, src_tokens, lengths in self._batches(rows, max_tokens):
+            states = jax.device_get(self._hidden_states(params, src_tokens, lengths, all_layers))
+            for position, i in enumerate(batch):
+                results[i] = [state[position, : len(rows[i])] for state in states]
+        return results
+
+    def sentences(
+        self, params: Params, rows: Sequence[np.ndarray], *, max_tokens: int
+    ) -> list[tuple[np.ndarray, jax.Array]]:
+        """Per batch the indices of its rows and their features at the last `</s>`, [B, D].
+
+        Rows of the array beyond the indices are padding.
+        """
+        return [
+            (batch, self._sentence(params, src_tokens, lengths))
+            for batch, src_tokens, lengths in self._batches(rows, max_tokens)
+        ]

@@ -1,0 +1,343 @@
+"""A BART in memory: its parameters on a device, its heads, its loss.
+
+Shapes: see the glossary in `bart_hk.model.layers`.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bart_hk.checkpoint.huggingface import HeadFiles, write_model
+from bart_hk.checkpoint.tree import check_parameters
+from bart_hk.compilation import use_persistent_cache
+from bart_hk.config import BARTConfig
+from bart_hk.generation.generator import Generator
+from bart_hk.hub.features import FeatureExtractor
+from bart_hk.model import BART, ClassificationHead, Params, sentence_representation
+from bart_hk.tasks import losses
+
+logger = logging.getLogger(__name__)
+
+_HEADS = "classification_heads"  # first part of the heads' paths in the full parameter tree
+
+
+class Head:
+    """A registered head: its module, its parameters on the device, its compiled function."""
+
+    def __init__(
+        self, module: ClassificationHead, params: Params, labels: list[str] | None, regression: bool
+    ) -> None:
+        self.module, self.params, self.labels, self.regression = module, params, labels, regression
+        self.logits = jax.jit(module.apply)
+
+
+def resolve_dtype(name: Any) -> np.dtype:
+    dtype = jnp.dtype(name)
+    if dtype not in (jnp.dtype(known) for known in ("float32", "bfloat16", "float16")):
+        raise ValueError(f"dtype={name!r} is not one of float32, bfloat16, float16")
+    return dtype
+
+
+def resolve_device(name: Any) -> jax.Device | None:
+    """A `jax.Device` from "cpu", "gpu", "cuda:1", ...; None for None."""
+    if name is None or isinstance(name, jax.Device):
+        return name
+    platform, _, index = str(name).replace("cuda", "gpu").partition(":")
+    try:
+        return jax.devices(platform)[int(index or 0)]
+    except (RuntimeError, ValueError, IndexError):
+        known = ", ".join(str(device) for device in jax.devices())
+        raise ValueError(f"device={name!r} is not there; jax sees: {known}") from None
+
+
+class LoadedBART:
+    """Parameters, heads and compiled functions, on one device and in one dtype.
+
+    Attributes:
+        config: the network's `BARTConfig`.
+        heads: the registered heads by name.
+        extras: what else the model directory's `bart_hk.json` says, such as generation defaults.
+        training: what `train` and `eval` set. It changes no result: dropout is on where a key is
+            given, in `loss`.
+    """
+
+    def __init__(
+        self,
+        config: BARTConfig,
+        params: Params,
+        heads: Mapping[str, HeadFiles] | None = None,
+        *,
+        extras: Mapping[str, Any] | None = None,
+        dtype: Any = "float32",
+        device: Any = None,
+    ) -> None:
+        """From host arrays; see `bart_hk.load` for `dtype` and `device`."""
+        use_persistent_cache()
+        check_parameters(params, config)
+        self.config = config
+        self.training = False
+        self.extras = dict(extras or {})
+        self._engines: dict[Any, tuple[BART, FeatureExtractor, Generator]] = {}
+        self._device, self._dtype = resolve_device(device), resolve_dtype(dtype)
+        self._params = self._place(params)
+        self.heads = {
+            name: Head(
+                ClassificationHead(config, head.num_classes, head.inner_dim),
+                self._place(head.params),
+                head.labels,
+                head.regression,
+            )
+            for name, head in (heads or {}).items()
+        }
+
+    # --- Where it lives ---------------------------------------------------------------------------
+
+    def _place(self, params: Mapping[str, Mapping[str, Any]]) -> Params:
+        """`params` on the device, in the dtype."""
+        return {
+            path: {
+                name: jax.device_put(jnp.asarray(array).astype(self._dtype), self._device)
+                for name, array in leaves.items()
+            }
+            for path, leaves in params.items()
+        }
+
+    def _engine(self) -> tuple[BART, FeatureExtractor, Generator]:
+        if self._dtype not in self._engines:
+            bart = BART(self.config, self._dtype)
+            self._engines[self._dtype] = (bart, FeatureExtractor(bart), Generator(bart))
+        return self._engines[self._dtype]
+
+    @property
+    def model(self) -> BART:
+        """The network: pure functions of `params`."""
+        return self._engine()[0]
+
+    @property
+    def device(self) -> jax.Device:
+        """Where the parameters are."""
+        return next(iter(jax.tree.leaves(self._params)[0].devices()))
+
+    def to(self, target: Any) -> Self:
+        """Moves to a device ("cpu", "gpu:0", a `jax.Device`) or casts to a dtype ("bfloat16")."""
+        try:
+            self._dtype = resolve_dtype(target)
+        except (TypeError, ValueError):
+            self._device = resolve_device(target)
+        self._params = self._place(self._params)
+        for head in self.heads.values():
+            head.params = self._place(head.params)
+        return self
+
+    def cuda(self) -> Self:
+        """Moves to the first GPU; stays, with a warning, where jax sees none."""
+        try:
+            gpu = resolve_device("gpu")
+        except ValueError:
+            warnings.warn(f"jax sees no GPU: staying on {self.device}", stacklevel=2)
+            return self
+        return self.to(gpu)
+
+    def cpu(self) -> Self:
+        return self.to("cpu")
+
+    def half(self) -> Self:
+        return self.to("float16")
+
+    def bfloat16(self) -> Self:
+        return self.to("bfloat16")
+
+    def float(self) -> Self:
+        return self.to("float32")
+
+    def train(self, mode: bool = True) -> Self:
+        self.training = mode
+        return self
+
+    def eval(self) -> Self:
+        return self.train(False)
+
+    # --- Parameters -------------------------------------------------------------------------------
+
+    @property
+    def params(self) -> Params:
+        """All parameters, heads included: {module path: {name: array}}.
+
+        It may be assigned: a tree of the same paths and shapes takes effect without a compilation.
+        Changing the dictionaries that this returns changes nothing.
+        """
+        tree = {path: dict(leaves) for path, leaves in self._params.items()}
+        for name, head in self.heads.items():
+            for part, leaves in head.params.items():
+                tree[f"{_HEADS}/{name}/{part}"] = dict(leaves)
+        return tree
+
+    @params.setter
+    def params(self, params: Mapping[str, Mapping[str, Any]]) -> None:
+        body, heads = _split(params)
+        check_parameters(body, self.config)
+        if heads.keys() != self.heads.keys():
+            raise ValueError(
+                f"the parameters have the heads {sorted(heads)}, the model {sorted(self.heads)}; "
+                "register or remove heads first"
+            )
+        for name, parts in heads.items():
+            want = jax.tree.map(np.shape, self.heads[name].params, is_leaf=_is_array)
+            have = jax.tree.map(np.shape, parts, is_leaf=_is_array)
+            if have != want:
+                raise ValueError(f"head {name!r} has the shapes {have} instead of {want}")
+        self._params = self._place(body)
+        for name, parts in heads.items():
+            self.heads[name].params = self._place(parts)
+
+    def loss(
+        self,
+        params: Params,
+        key: jax.Array | None,
+        batch: Mapping[str, Any],
+        head: str | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """The summed loss of a batch and its count, pure and traceable, for one's own optax loop.
+
+        Args:
+            params: as `bart.params`; gradients are with respect to it.
+            key: a `jax.random` key turns dropout on; None is evaluation.
+            batch: "src_tokens" int [B, S], right-padded, and without a head "target" int [B, T]
+                (padding does not count) and optionally "prev_output_tokens" [B, T] (default: the
+                target with its last token moved to the front). With a head "target" is the class
+                int [B], or the value float [B] of a regression.
+            head: name of a registered head; None is sequence to sequence.
+
+        Returns:
+            Float32 scalars: the sum in nats (squared errors for a regression), and the number of
+            target tokens or rows. Divide once, after summing over batches.
+        """
+        bart, pad = self.model, self.config.pad_token_id
+        body, heads = _split(params)
+        src_tokens, target = jnp.asarray(batch["src_tokens"]), jnp.asarray(batch["target"])
+        keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
+        shifted = batch.get("prev_output_tokens")
+        if shifted is None:
+            shifted = _shift_right(target if head is None else src_tokens, pad)
+        source = bart.encode(body, src_tokens, key=keys[0])
+        features = bart.decode(body, jnp.asarray(shifted), source, key=keys[1]).features
+        if head is None:
+            mask = target != pad
+            return losses.cross_entropy(bart.project(body, features), target, mask)[0], jnp.sum(
+                mask, dtype=jnp.float32
+            )
+        registered = self._head(head)
+        sentence = sentence_representation(features, src_tokens, self.config.eos_token_id)
+        logits = registered.module.apply(heads[head], sentence, keys[2])
+        mask = jnp.ones(target.shape, bool)
+        count = jnp.float32(target.shape[0])
+        if registered.regression:
+            return losses.squared_error(logits[:, 0], target, mask), count
+        return losses.cross_entropy(logits, target, mask)[0], count
+
+    def save(
+        self,
+        directory: str | Path,
+        head: str | None = None,
+        *,
+        also: Callable[[Path], None] | None = None,
+    ) -> None:
+        """Writes config, parameters and heads as a directory; see `write_model`."""
+        heads = {
+            name: HeadFiles(h.params, h.labels, h.regression) for name, h in self.heads.items()
+        }
+        write_model(directory, self.config, self._params, heads, self.extras, head=head, also=also)
+
+    # --- Heads ------------------------------------------------------------------------------------
+
+    def register_classification_head(
+        self,
+        name: str,
+        num_classes: int | None = None,
+        embedding_size: int | None = None,
+        *,
+        inner_dim: int | None = None,
+        labels: Sequence[str] | None = None,
+        regression: bool = False,
+        seed: int = 1,
+    ) -> None:
+        """Adds a freshly initialised head, or replaces the one of that name.
+
+        Args:
+            name: what `predict` and `classify` call it.
+            num_classes: its outputs; the number of labels by default, 1 for a regression.
+            embedding_size: taken and ignored, as in fairseq: the width is the model's.
+            inner_dim: width of its hidden layer; the model's by default.
+            labels: names of the classes.
+            regression: its one output is a value.
+            seed: of the initialisation.
+        """
+        if not name or "/" in name:
+            raise ValueError(f"{name!r} cannot name a head: it must not be empty or hold a '/'")
+        if num_classes is None:
+            num_classes = len(labels) if labels else 1 if regression else 0
+        if num_classes < 1:
+            raise ValueError(f"head {name!r} needs num_classes >= 1, or labels")
+        if labels is not None and len(labels) != num_classes:
+            raise ValueError(f"head {name!r}: {len(labels)} labels for {num_classes} classes")
+        if regression and num_classes != 1:
+            raise ValueError(f"head {name!r}: a regression has one output, not {num_classes}")
+        module = ClassificationHead(self.config, num_classes, inner_dim)
+        old = self.heads.get(name)
+        if old is not None and old.module != module:
+            logger.warning(
+                "re-registering head %r with num_classes %d (was %d) and inner_dim %s (was %s)",
+                name,
+                num_classes,
+                old.module.num_classes,
+                inner_dim,
+                old.module.inner_dim,
+            )
+        params = self._place(module.init(jax.random.key(seed)))
+        self.heads[name] = Head(module, params, list(labels) if labels else None, regression)
+
+    def remove_classification_head(self, name: str) -> None:
+        """Forgets a head."""
+        self._head(name)
+        del self.heads[name]
+
+    def _head(self, name: str | None) -> Head:
+        known = ", ".join(sorted(self.heads)) or "none; register_classification_head adds one"
+        if name is None:
+            if len(self.heads) != 1:
+                raise ValueError(f"say which head: head=NAME; there are: {known}")
+            return next(iter(self.heads.values()))
+        if name not in self.heads:
+            raise KeyError(f"there is no head {name!r}; there are: {known}")
+        return self.heads[name]
+
+
+def _is_array(x: Any) -> bool:
+    return hasattr(x, "shape")
+
+
+def _split(params: Mapping[str, Mapping[str, Any]]) -> tuple[Params, dict[str, Params]]:
+    """The body's parameters, and each head's under its own paths."""
+    body: Params = {}
+    heads: dict[str, Params] = {}
+    for path, leaves in params.items():
+        if path.startswith(f"{_HEADS}/"):
+            _, name, part = path.split("/")
+            heads.setdefault(name, {})[part] = dict(leaves)
+        else:
+            body[path] = dict(leaves)
+    return body, heads
+
+
+def _shift_right(tokens: jax.Array, pad: int) -> jax.Array:
+    """Each row with its last real token moved to the front (fairseq's prev_output_tokens)."""
+    count = jnp.sum(tokens != pad, axis=1, keepdims=True)
+    last = jnp.take_along_axis(tokens, jnp.maximum(count - 1, 0), axis=1)
+    shifted = jnp.concatenate([last, tokens[:, :-1]], axis=1)
+    return jnp.where(jnp.arange(tokens.shape[1]) < count, shifted, pad)
