@@ -34,6 +34,7 @@ class Task(Protocol):
 
     train: Split
     valid: Split | None
+    validates: bool  # whether there will be a `valid`
     metric_names: tuple[str, ...]  # of `metrics`, beside `loss`
 
     def fingerprint(self) -> dict[str, Any]:

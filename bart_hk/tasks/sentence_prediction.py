@@ -120,6 +120,7 @@ class SentencePrediction:
         if valid is not None:
             # The columns that the training file has, under the same names.
             self._valid = read_examples(valid, self._train.text_columns, self._train.label_column)
+        self.validates = self._valid is not None
         self.labels = [] if self.regression else _label_names(self._train, config)
         self._targets = {e.path: self._read_targets(e) for e in self._both()}
         self.metric_names = self._metric_names()
@@ -195,9 +196,7 @@ class SentencePrediction:
             cut += kept != list(parts)
             rows.append(np.array([bos] + [i for part in kept for i in (*part, eos)], np.int32))
         if cut:
-            _log.info(
-                "%s: %d of %d rows cut to %d tokens", examples.path, cut, len(rows), longest
-            )
+            _log.info("%s: %d of %d rows cut to %d tokens", examples.path, cut, len(rows), longest)
         targets = self._targets[examples.path]
         return EncodedExamples(examples, rows, targets, config.pad_token_id, eos)
 
@@ -239,9 +238,7 @@ class SentencePrediction:
         """Float32 [B, C]."""
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
         encoded = bart.encode(params["model"], batch["src_tokens"], key=keys[0])
-        decoded = bart.decode(
-            params["model"], batch["prev_output_tokens"], encoded, key=keys[1]
-        )
+        decoded = bart.decode(params["model"], batch["prev_output_tokens"], encoded, key=keys[1])
         features = sentence_representation(
             decoded.features, batch["src_tokens"], bart.config.eos_token_id
         )
@@ -253,7 +250,10 @@ class SentencePrediction:
         """The summed loss of a batch; `count` is its number of rows. Traced."""
         logits = self._logits(bart, params, batch, key)
         mask, targets = batch["mask"], batch["targets"]
-        sums = {"count": mask.sum(), "tokens": (batch["src_tokens"] != bart.config.pad_token_id).sum()}
+        sums = {
+            "count": mask.sum(),
+            "tokens": (batch["src_tokens"] != bart.config.pad_token_id).sum(),
+        }
         if self.regression:
             loss = losses.squared_error(logits[:, 0], targets, mask)
             return loss, sums

@@ -97,6 +97,13 @@ LR_SCHEDULERS = {
 }
 
 
+def depends_on_total(config: Any) -> bool:
+    """Whether a schedule is stretched over the whole run."""
+    if config._name == "polynomial_decay":
+        return config.total_num_update < 1
+    return config._name == "cosine" and config.lr_period_updates <= 0
+
+
 def schedule(config: Any, lr: float, total: int) -> Schedule:
     """The learning rate as a function of the number of updates done.
 

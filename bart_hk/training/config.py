@@ -1,0 +1,229 @@
+"""The whole configuration of a run: fairseq's groups and keys, typed, and checked before any work.
+
+`complete` turns what a caller gives (a dict, an OmegaConf config, a `TrainConfig`) into a
+`TrainConfig`; `bart_hk.cli.train` registers `GROUPS` with Hydra.
+"""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from bart_hk.config import ARCHITECTURES, BARTConfig
+from bart_hk.tasks.sentence_prediction import (
+    SentencePredictionConfig,
+    SentencePredictionCriterionConfig,
+)
+from bart_hk.training.optim import LR_SCHEDULERS, OPTIMIZERS
+
+
+class ConfigError(ValueError):
+    """The configuration is wrong; the message names the key, its value and the remedy."""
+
+
+@dataclass
+class CommonConfig:
+    """What concerns the run as a whole."""
+
+    seed: int = 1
+    log_interval: int = 100  # updates
+    no_progress_bar: bool = False
+    bf16: bool = False  # compute in bfloat16; parameters stay float32
+    tensorboard_logdir: str | None = None  # needs bart_hk[train]
+
+
+@dataclass
+class DatasetConfig:
+    """How rows become batches; batch_size or max_tokens is needed, both may be given."""
+
+    batch_size: int | None = 32
+    max_tokens: int | None = None  # of a batch, padding included
+    batch_size_valid: int | None = "${dataset.batch_size}"  # type: ignore[assignment]
+    max_tokens_valid: int | None = "${dataset.max_tokens}"  # type: ignore[assignment]
+    length_buckets: list[int] = dataclasses.field(default_factory=list)  # empty: LENGTH_BUCKETS
+    validate_interval: int = 1  # epochs
+    validate_interval_updates: int = 0  # 0: at the ends of epochs only
+
+
+@dataclass
+class OptimizationConfig:
+    """How long, how fast. fairseq writes lr and update_freq as lists; here they have one entry."""
+
+    max_epoch: int = 10  # 0: no limit
+    max_update: int = 0  # 0: no limit
+    lr: Any = dataclasses.field(default_factory=lambda: [1e-5])
+    update_freq: Any = dataclasses.field(default_factory=lambda: [1])  # batches per update
+    clip_norm: float = 0.0  # 0: gradients are only measured
+
+
+@dataclass
+class CheckpointConfig:
+    """Where a run starts from and what it leaves behind."""
+
+    save_dir: str = "checkpoints"  # the best model; `last/` the last one; `training/` the state
+    restore_file: str | None = None  # a model to start from: a directory or a name
+    save_interval: int = 1  # epochs
+    save_interval_updates: int = 0  # 0: at the ends of epochs only
+    best_checkpoint_metric: str = "loss"
+    # By default known from the metric's name: losses fall, everything else rises.
+    maximize_best_checkpoint_metric: bool | None = None
+    patience: int = -1  # validations without improvement before the run ends
+
+
+@dataclass
+class TrainConfig:
+    """The root. `task`, `model`, `criterion`, `optimizer` and `lr_scheduler` are chosen by name."""
+
+    common: CommonConfig = dataclasses.field(default_factory=CommonConfig)
+    task: Any = MISSING
+    model: Any = MISSING
+    criterion: Any = MISSING
+    optimizer: Any = MISSING
+    lr_scheduler: Any = MISSING
+    dataset: DatasetConfig = dataclasses.field(default_factory=DatasetConfig)
+    optimization: OptimizationConfig = dataclasses.field(default_factory=OptimizationConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+
+
+def _model_node(name: str, config: BARTConfig) -> Any:
+    """BARTConfig as a dataclass that can be overridden, with an architecture's values."""
+    types = typing.get_type_hints(BARTConfig)
+    node = dataclasses.make_dataclass(
+        "BARTModelConfig",
+        [("_name", str), *((f.name, types[f.name]) for f in dataclasses.fields(BARTConfig))],
+    )
+    return node(name, **{f.name: getattr(config, f.name) for f in dataclasses.fields(BARTConfig)})
+
+
+# Group -> name -> the node that the name stands for.
+GROUPS: dict[str, dict[str, Any]] = {
+    "task": {"sentence_prediction": SentencePredictionConfig()},
+    "model": {name: _model_node(name, config) for name, config in ARCHITECTURES.items()},
+    "criterion": {"sentence_prediction": SentencePredictionCriterionConfig()},
+    "optimizer": {name: node() for name, node in OPTIMIZERS.items()},
+    "lr_scheduler": {name: node() for name, node in LR_SCHEDULERS.items()},
+}
+DEFAULTS = {
+    "task": "sentence_prediction",
+    "model": "bart_base",
+    "criterion": "sentence_prediction",
+    "optimizer": "adam",
+    "lr_scheduler": "polynomial_decay",
+}
+
+
+def complete(config: Mapping[str, Any] | DictConfig | TrainConfig) -> TrainConfig:
+    """The whole configuration, typed, with defaults where `config` says nothing.
+
+    A group's value is a name ("bart_base") or its keys, `_name` among them where the default is not
+    meant.
+
+    Raises:
+        ConfigError: a key that does not exist (the nearest is named) or a value of a wrong type.
+    """
+    try:
+        given = OmegaConf.create(dataclasses.asdict(config) if _is_config(config) else config)
+        base = OmegaConf.structured(TrainConfig)
+        for group, options in GROUPS.items():
+            chosen = given.get(group, DEFAULTS[group])
+            named = isinstance(chosen, str)
+            name = chosen if named else chosen.get("_name", DEFAULTS[group])
+            if name not in options:
+                raise ConfigError(f"{group}={name} is not one of {', '.join(options)}")
+            base[group] = options[name]
+            if named:
+                given.pop(group, None)
+        merged = OmegaConf.merge(base, given)
+        complete = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error)) from None
+    assert isinstance(complete, TrainConfig)
+    _check(complete)
+    return complete
+
+
+def _is_config(config: Any) -> bool:
+    return dataclasses.is_dataclass(config) and not isinstance(config, type)
+
+
+def explain(error: OmegaConfBaseException) -> str:
+    """One line for OmegaConf's complaint about a key or a value."""
+    key = str(error.full_key or error.key)
+    if not isinstance(error, ConfigKeyError | AttributeError | KeyError):
+        return f"{key}: {str(error).splitlines()[0]}"
+    return unknown_key(key)
+
+
+def unknown_key(key: str) -> str:
+    """One line for a key that does not exist, with the nearest that do."""
+    known = [
+        f"{group}.{field.name}"
+        for group, nodes in _nodes().items()
+        for node in nodes
+        for field in dataclasses.fields(node)
+        if field.name != "_name"
+    ]
+    known = list(dict.fromkeys([*known, *_nodes()]))
+    last = key.rpartition(".")[2]
+    near = [name for name in known if name.rpartition(".")[2] == last]
+    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    if near:
+        return f"there is no {key}; did you mean {' or '.join(near)}?"
+    section = [name for name in known if name.startswith(key.partition(".")[0] + ".")]
+    return f"there is no {key}; there are {', '.join(section or _nodes())}"
+
+
+def _nodes() -> dict[str, list[Any]]:
+    plain = {
+        field.name: [field.default_factory()]
+        for field in dataclasses.fields(TrainConfig)
+        if field.default_factory is not dataclasses.MISSING
+    }
+    return plain | {group: list(options.values()) for group, options in GROUPS.items()}
+
+
+def _check(config: TrainConfig) -> None:
+    optimization, dataset = config.optimization, config.dataset
+    optimization.lr = _single("optimization.lr", optimization.lr, float)
+    optimization.update_freq = _single("optimization.update_freq", optimization.update_freq, int)
+    positive = {
+        "optimization.update_freq": optimization.update_freq,
+        "common.log_interval": config.common.log_interval,
+        "dataset.validate_interval": dataset.validate_interval,
+        "checkpoint.save_interval": config.checkpoint.save_interval,
+    }
+    for key, value in positive.items():
+        if value < 1:
+            raise ConfigError(f"{key}={value} must be at least 1")
+    for key in ("batch_size", "max_tokens", "batch_size_valid", "max_tokens_valid"):
+        value = getattr(dataset, key)
+        if value is not None and value < 1:
+            raise ConfigError(f"dataset.{key}={value} must be at least 1")
+    if dataset.batch_size is None and dataset.max_tokens is None:
+        raise ConfigError("set dataset.batch_size or dataset.max_tokens (or both)")
+    if not 0 <= config.common.seed < 2**32:
+        raise ConfigError(f"common.seed={config.common.seed} must be in [0, 2^32)")
+    buckets = dataset.length_buckets
+    if buckets != sorted(set(buckets)) or (buckets and buckets[0] < 1):
+        raise ConfigError(f"dataset.length_buckets={buckets} must be rising lengths")
+
+
+def _single(key: str, value: Any, kind: type) -> Any:
+    """A number, or fairseq's list of one."""
+    entries = value if isinstance(value, list | tuple) else [value]
+    if len(entries) != 1:
+        raise ConfigError(f"{key}={value} must have one entry; per-epoch lists are not supported")
+    entry = entries[0]
+    if isinstance(entry, bool) or not isinstance(entry, kind | int):
+        try:
+            entry = kind(entry) if isinstance(entry, str) else None
+        except ValueError:
+            entry = None
+        if entry is None:
+            raise ConfigError(f"{key}={value} must be a number ({kind.__name__})")
+    return kind(entry)

@@ -1,0 +1,404 @@
+"""The training loop: `train(config)`, which `bart-hk-train` calls.
+
+A run is a function of its config and its data: batches are planned by (seed, epoch), dropout is
+keyed by (seed, update), and all else that changes is in the train state. So a run that was killed
+goes on in its directory and ends with the same bits.
+
+The directory of a run is a model: the best one, by `checkpoint.best_checkpoint_metric` on
+`task.valid`, or the last where nothing is validated. `last/` holds the last one when the run ends.
+"""
+
+import dataclasses
+import functools
+import json
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from bart_hk.checkpoint import files
+from bart_hk.checkpoint.huggingface import write_model
+from bart_hk.compilation import use_persistent_cache
+from bart_hk.tasks import Tree
+from bart_hk.training import optim, state
+from bart_hk.training.config import ConfigError, TrainConfig, complete
+from bart_hk.training.loader import Loader
+from bart_hk.training.log import RunLog
+from bart_hk.training.start import make_task, start
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """How far a run is; saved with its parameters."""
+
+    update: int = 0  # done
+    epoch: int = 1  # the present one, counted from 1
+    batch: int = 0  # updates done in this epoch
+    best: float | None = None  # best value of the metric
+    stale: int = 0  # validations since
+    valid: dict[str, float] = dataclasses.field(default_factory=dict)  # of the best model
+    window: dict[str, float] = dataclasses.field(default_factory=dict)  # sums not yet logged
+    log_size: int = 0
+
+
+@dataclass
+class TrainResult:
+    """What a run ended with."""
+
+    save_dir: Path
+    update: int
+    epoch: int  # completed
+    valid: dict[str, float]  # the best model's metrics, in percent but `loss`; {} if not validated
+
+
+def train(config: Mapping[str, Any] | DictConfig | TrainConfig) -> TrainResult:
+    """Trains a model, or goes on with a run that was interrupted.
+
+    Args:
+        config: keys as for `bart-hk-train`, nested: {"task": {"train": "train.tsv"}, "model":
+            "bart_base", "checkpoint": {"save_dir": "out"}}. See `bart_hk.training.config`.
+
+    Raises:
+        ConfigError, DataError (both ValueErrors), FileNotFoundError: something given is wrong;
+            before the first update.
+        FloatingPointError: a loss is not finite; names update, file and lines.
+        OSError: the directory cannot be written; what was saved there before is unchanged.
+    """
+    config = complete(config)
+    save_dir = Path(config.checkpoint.save_dir)
+    with state.locked(save_dir / "training"):
+        run = Run(config, save_dir)
+        try:
+            return run.run()
+        finally:
+            run.log.close()
+
+
+class Run:
+    """One run: its functions, its state, its files."""
+
+    def __init__(self, config: TrainConfig, save_dir: Path) -> None:
+        self.config, self.save_dir, self.folder = config, save_dir, save_dir / "training"
+        self.metric = config.checkpoint.best_checkpoint_metric
+        self.task = make_task(config)
+        self._check()
+        use_persistent_cache()
+        init_key, self.key = jax.random.split(jax.random.key(config.common.seed))
+        begun = start(config, self.task, init_key)
+        self.encoder, self.bart, params = begun.encoder, begun.bart, begun.params
+        self.loader = Loader(
+            config.dataset,
+            self.task,
+            self.bart.config,
+            config.common.seed,
+            config.optimization.update_freq,
+        )
+        total = self._total_updates()
+        self.rate = optim.schedule(config.lr_scheduler, config.optimization.lr, total)
+        self.optimizer = optim.optimizer(config.optimizer, self.rate)
+        self.accumulate = jax.jit(self._accumulate, donate_argnums=0)
+        self.apply = jax.jit(self._apply, donate_argnums=(0, 1, 2))
+        self.predict = jax.jit(functools.partial(self.task.predict, self.bart))
+
+        self._claim(total)
+        tree = {"params": params, "optimizer": self.optimizer.init(params)}
+        self.progress = Progress()
+        found = state.load(self.folder, tree)
+        if found is not None:
+            tree = jax.tree.map(lambda a: jnp.array(a, copy=True), found[0])
+            self.progress = Progress(**found[1])
+            _log.info("going on in %s after update %d", save_dir, self.progress.update)
+        self.params, self.opt_state = tree["params"], tree["optimizer"]
+        self.totals: Any = None
+        self.pending: tuple[int, list[np.ndarray], dict[str, jax.Array]] | None = None
+        self.log = RunLog(
+            save_dir / "log.jsonl", self.progress.log_size, config.common.tensorboard_logdir
+        )
+
+    # --- Compiled functions -----------------------------------------------------------------------
+
+    def _accumulate(
+        self, totals: Any, params: Tree, update: jax.Array, micro: jax.Array, batch: Any
+    ) -> Any:
+        """Adds a batch's summed gradients and sums to those of the update so far."""
+        key = jax.random.fold_in(jax.random.fold_in(self.key, update), micro)
+
+        def loss(params: Tree) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return self.task.loss(self.bart, params, key, batch)
+
+        (value, sums), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        return jax.tree.map(jnp.add, totals, {"grads": grads, "sums": {"loss": value, **sums}})
+
+    def _apply(self, params: Tree, opt_state: Any, totals: Any) -> Any:
+        """One update from the totals, which come back as zeros; and what is to be logged."""
+        sums = totals["sums"]
+        # One division, after all sums; a batch always has a row.
+        grads = jax.tree.map(lambda g: g / sums["count"], totals["grads"])
+        grads, norm = optim.clip_by_norm(grads, self.config.optimization.clip_norm)
+        changes, opt_state = self.optimizer.update(grads, opt_state, params)
+        zeros = jax.tree.map(jnp.zeros_like, totals)
+        return optax.apply_updates(params, changes), opt_state, zeros, {**sums, "gnorm": norm}
+
+    def _zero_totals(self, batch: Any) -> Any:
+        loss = functools.partial(self.task.loss, self.bart)
+        value, sums = jax.eval_shape(loss, self.params, self.key, batch)
+        shapes = {"grads": self.params, "sums": {"loss": value, **sums}}
+        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+    # --- The loop ---------------------------------------------------------------------------------
+
+    def run(self) -> TrainResult:
+        """Trains to the end."""
+        while not self._finished():
+            self._epoch()
+        self._finish()
+        return TrainResult(
+            self.save_dir, self.progress.update, self.progress.epoch - 1, self.progress.valid
+        )
+
+    def _finished(self) -> bool:
+        done, limits = self.progress, self.config.optimization
+        patience = self.config.checkpoint.patience
+        return (
+            (0 < limits.max_update <= done.update)
+            or (0 < limits.max_epoch < done.epoch)
+            or (0 < patience <= done.stale)
+        )
+
+    def _epoch(self) -> None:
+        config, done = self.config, self.progress
+        epoch, groups = done.epoch, self.loader.updates(done.epoch)
+        bar = tqdm(
+            desc=f"epoch {epoch}",
+            total=len(groups),
+            initial=done.batch,
+            unit="update",
+            leave=False,
+            disable=True if config.common.no_progress_bar else None,  # None: where no terminal is
+        )
+        with bar:
+            for group in groups[done.batch :]:
+                self._update(group)
+                bar.update()
+                done.batch += 1
+                at_end = done.batch == len(groups)
+                if at_end:
+                    done.epoch, done.batch = epoch + 1, 0
+                self._maybe_checkpoint(epoch if at_end else None)
+                if self._finished():
+                    return
+
+    def _update(self, group: list[np.ndarray]) -> None:
+        update = self.progress.update
+        for micro, rows in enumerate(group):
+            batch = self.loader.train_batch(rows)
+            if self.totals is None:
+                self.totals = self._zero_totals(batch)
+            self.totals = self.accumulate(
+                self.totals, self.params, jnp.int32(update), jnp.int32(micro), batch
+            )
+        self.params, self.opt_state, self.totals, sums = self.apply(
+            self.params, self.opt_state, self.totals
+        )
+        self.progress.update = update + 1
+        # Looked at one update later, so that the device never waits for the host.
+        self._look_at_pending()
+        self.pending = (update + 1, group, sums)
+
+    def _look_at_pending(self) -> None:
+        """Checks and logs the last update that was started."""
+        if self.pending is None:
+            return
+        update, group, device_sums = self.pending
+        self.pending = None
+        sums = {name: float(value) for name, value in jax.device_get(device_sums).items()}
+        for name, what in (("loss", "loss"), ("gnorm", "gradient norm")):
+            if not math.isfinite(sums[name]):
+                raise FloatingPointError(
+                    f"the {what} of update {update} is {sums[name]}; its batch: "
+                    f"{self.task.train.where(np.sort(np.concatenate(group)).tolist())}. A lower "
+                    "optimization.lr, a longer warm-up or optimization.clip_norm may help"
+                )
+        window = self.progress.window
+        for name, value in (sums | {"updates": 1.0}).items():
+            window[name] = window.get(name, 0.0) + value
+        if update % self.config.common.log_interval == 0:
+            self._log_window(update)
+
+    def _log_window(self, update: int) -> None:
+        """Logs the means since the last such line."""
+        sums = self.progress.window
+        if not sums:
+            return
+        self.progress.window = {}
+        values = {"loss": sums["loss"] / sums["count"]}
+        if "correct" in sums:
+            values["accuracy"] = 100 * sums["correct"] / sums["count"]
+        values["gnorm"] = sums["gnorm"] / sums["updates"]
+        values["lr"] = float(self.rate(update - 1))
+        self.log.write(
+            "train", update, **values, rows=int(sums["count"]), tokens=int(sums["tokens"])
+        )
+
+    # --- Validation and checkpoints ---------------------------------------------------------------
+
+    def _maybe_checkpoint(self, epoch: int | None) -> None:
+        """Validates and saves if it is time; `epoch` is the one that has just ended, if one has."""
+        dataset, checkpoint = self.config.dataset, self.config.checkpoint
+        update = self.progress.update
+
+        def due(epochs: int, updates: int) -> bool:
+            at_epoch = epoch is not None and epoch % epochs == 0
+            return at_epoch or (updates > 0 and update % updates == 0)
+
+        ends = self._finished()
+        validates = ends or due(dataset.validate_interval, dataset.validate_interval_updates)
+        if not (validates or due(checkpoint.save_interval, checkpoint.save_interval_updates)):
+            if epoch is not None:
+                self._look_at_pending()
+                self._log_window(update)
+            return
+        self._look_at_pending()
+        if epoch is not None or ends:
+            self._log_window(update)
+        if self.task.valid is None:
+            self._write_model(self.save_dir)
+        elif validates:
+            self._validate(epoch)
+        self.progress.log_size = self.log.size
+        tree = {"params": self.params, "optimizer": self.opt_state}
+        state.save(self.folder, update, tree, dataclasses.asdict(self.progress))
+
+    def _validate(self, epoch: int | None) -> None:
+        done = self.progress
+        found = self._evaluate()
+        value, sign = found[self.metric], 1 if self._maximises() else -1
+        improved = done.best is None or sign * value > sign * done.best
+        if improved:
+            done.best, done.stale, done.valid = value, 0, found
+            self._write_model(self.save_dir)
+        else:
+            done.stale += 1
+        self.log.write("valid", done.update, **found, best=improved)
+        shown = ", ".join(f"{name} {number:.4g}" for name, number in found.items())
+        ended = f"epoch {epoch}" if epoch is not None else f"update {done.update}"
+        _log.info("%s: %s%s", ended, shown, " (best)" if improved else "")
+
+    def _evaluate(self) -> dict[str, float]:
+        batches = self.loader.valid_batches()
+        order = np.concatenate([rows for rows, _ in batches])
+        # All are started before the first is waited for.
+        results = [(len(rows), self.predict(self.params, batch)) for rows, batch in batches]
+        outputs = {}
+        for name in results[0][1]:
+            found = np.concatenate([np.asarray(r[name])[:count] for count, r in results])
+            outputs[name] = np.empty_like(found)
+            outputs[name][order] = found
+        return self.task.metrics(outputs)
+
+    def _write_model(self, directory: Path) -> None:
+        body, heads = self.task.parts(jax.device_get(self.params))
+        config = self.bart.config
+        longest = min(config.max_source_positions, config.max_target_positions)
+        about = {"update": self.progress.update}
+        if self.progress.valid:
+            about |= {"valid": self.progress.valid}
+        write_model(
+            directory,
+            config,
+            body,
+            heads,
+            {"training": about},
+            also=lambda folder: self.encoder.save(folder, longest),
+        )
+
+    def _finish(self) -> None:
+        if self.task.valid is not None:
+            self._write_model(self.save_dir / "last")
+        done = self.progress
+        shown = ", ".join(f"{name} {number:.4g}" for name, number in done.valid.items())
+        _log.info("done after %d updates; %s %s", done.update, self.save_dir, shown)
+
+    # --- What the config means --------------------------------------------------------------------
+
+    def _total_updates(self) -> int:
+        """Updates of the whole run, 0 where only patience ends it."""
+        limits = self.config.optimization
+        by_epochs = limits.max_epoch * len(self.loader.updates(1)) if limits.max_epoch else 0
+        return min(filter(None, (by_epochs, limits.max_update)), default=0)
+
+    def _maximises(self) -> bool:
+        asked = self.config.checkpoint.maximize_best_checkpoint_metric
+        return self.metric != "loss" if asked is None else asked
+
+    def _check(self) -> None:
+        """What the task decides about the config."""
+        limits, checkpoint = self.config.optimization, self.config.checkpoint
+        if limits.max_epoch < 1 and limits.max_update < 1:
+            if checkpoint.patience < 1 or not self.task.validates:
+                raise ConfigError(
+                    "nothing ends this run: set optimization.max_epoch, optimization.max_update "
+                    "or, with task.valid, checkpoint.patience"
+                )
+        names = ("loss", *self.task.metric_names)
+        if self.metric not in names:
+            raise ConfigError(
+                f"checkpoint.best_checkpoint_metric={self.metric} is not reported, only "
+                f"{', '.join(names)} (criterion.report_... ask for more)"
+            )
+
+    def _claim(self, total: int) -> None:
+        """Makes the directory this run's, or makes sure that it is."""
+        identity = json.loads(json.dumps(_identity(self.config, self.task.fingerprint(), total)))
+        record = self.folder / "run.json"
+        if record.exists():
+            begun = files.read_json(record)
+            for key in sorted({*begun, *identity}):
+                if begun.get(key) != identity.get(key):
+                    raise ConfigError(
+                        f"{self.save_dir} was begun with {key}={begun.get(key)}, now it is "
+                        f"{identity.get(key)}: choose another checkpoint.save_dir, or remove this "
+                        "one to begin again"
+                    )
+        elif (self.save_dir / "config.json").exists():
+            raise ConfigError(
+                f"checkpoint.save_dir={self.save_dir} holds a model that no run of it wrote: choose "
+                "another directory, and name that model in checkpoint.restore_file to start from it"
+            )
+        else:
+            with files.replacing(self.folder) as staging:
+                files.write_json(staging / record.name, identity)
+
+
+# What may change between two starts of a run: where things are, and when it ends.
+_FREE = {
+    "task": {"data", "train", "valid"},  # their content counts
+    "common": {"log_interval", "no_progress_bar", "tensorboard_logdir"},
+    "optimization": {"max_epoch", "max_update"},
+    "checkpoint": {"save_dir", "patience", "save_interval", "save_interval_updates"},
+}
+
+
+def _identity(config: TrainConfig, data: dict[str, Any], total: int) -> dict[str, Any]:
+    """Everything that the parameters of a run depend on, flat."""
+    flat = {
+        f"{group}.{key}": value
+        for group, section in dataclasses.asdict(config).items()
+        for key, value in section.items()
+        if key not in _FREE.get(group, ())
+    }
+    flat |= {f"the data of task.{role}": digest for role, digest in data.items()}
+    if optim.depends_on_total(config.lr_scheduler):
+        flat["the number of updates"] = total
+    return flat

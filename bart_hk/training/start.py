@@ -1,0 +1,111 @@
+"""What a run begins with: its task, its tokenizer, its network and the first parameters."""
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bart_hk import zoo
+from bart_hk.checkpoint.huggingface import read_model
+from bart_hk.config import BARTConfig
+from bart_hk.model import BART
+from bart_hk.tasks import Task, Tree
+from bart_hk.tasks.sentence_prediction import SentencePrediction
+from bart_hk.text import TextEncoder, train_bpe
+from bart_hk.training.config import ConfigError, TrainConfig
+
+_log = logging.getLogger(__name__)
+
+# A restored model brings its own sizes and ids; these stay what the `model` group says.
+_RATES = (
+    "dropout",
+    "attention_dropout",
+    "activation_dropout",
+    "pooler_dropout",
+    "encoder_layerdrop",
+    "decoder_layerdrop",
+)
+
+
+@dataclass
+class Start:
+    """A run before its first update."""
+
+    task: Task
+    encoder: TextEncoder
+    bart: BART
+    params: Tree
+
+
+def make_task(config: TrainConfig) -> Task:
+    """The configured task; its files are read and checked."""
+    return SentencePrediction(config.task, config.criterion)
+
+
+def start(config: TrainConfig, task: Task, key: jax.Array) -> Start:
+    """Restores or makes the network, encodes the data, initialises what is new.
+
+    Raises:
+        ConfigError, ValueError, FileNotFoundError: model or tokenizer are not there or do not fit.
+    """
+    restore = config.checkpoint.restore_file
+    dtype = jnp.bfloat16 if config.common.bf16 else jnp.float32
+    rates = {name: getattr(config.model, name) for name in _RATES}
+    if restore:
+        if config.task.tokenizer or config.task.vocab_size:
+            raise ConfigError(
+                "task.tokenizer and task.vocab_size are for training from scratch; "
+                f"checkpoint.restore_file={restore} brings its own tokenizer"
+            )
+        directory = zoo.locate(restore)
+        files = read_model(directory, dtype="float32")
+        encoder = TextEncoder.load(directory).fit(files.config.vocab_size)
+        bart = BART(files.config.replace(**rates), dtype)
+        params, heads = files.params, files.heads
+    else:
+        encoder = _new_encoder(config.task, task)
+        bart = BART(_new_config(config.model, encoder), dtype)
+        key, body_key = jax.random.split(key)
+        params, heads = bart.init(body_key), {}
+    task.encode(encoder, bart.config)
+    tree = task.init(bart, params, key, heads)
+    # Copies: the update step overwrites its inputs, which must not be a mapped file.
+    tree = jax.tree.map(lambda a: jnp.array(a, jnp.float32, copy=True), tree)
+    count = sum(int(np.size(a)) for a in jax.tree.leaves(tree))
+    _log.info("%s: %s parameters", restore or "a new model", f"{count:,}")
+    return Start(task, encoder, bart, tree)
+
+
+def _new_encoder(config: Any, task: Task) -> TextEncoder:
+    if config.tokenizer and config.vocab_size:
+        raise ConfigError("give task.tokenizer or task.vocab_size, not both")
+    if config.tokenizer:
+        return TextEncoder.load(config.tokenizer)
+    if config.vocab_size:
+        return train_bpe(task.texts(), config.vocab_size)
+    return TextEncoder.gpt2()
+
+
+def _new_config(node: Any, encoder: TextEncoder) -> BARTConfig:
+    """The `model` group's values with the tokenizer's size and ids."""
+    values = {f.name: getattr(node, f.name) for f in dataclasses.fields(BARTConfig)}
+    dictionary = encoder.dictionary
+    bos, eos = dictionary.bos(), dictionary.eos()
+    ids = {
+        "bos_token_id": bos,
+        "pad_token_id": dictionary.pad(),
+        "eos_token_id": eos,
+        "unk_token_id": dictionary.unk(),
+        "decoder_start_token_id": eos,
+        "forced_bos_token_id": bos,
+        "forced_eos_token_id": eos,
+        "vocab_size": len(dictionary),
+    }
+    missing = [name for name in ("bos", "pad", "eos") if ids[f"{name}_token_id"] is None]
+    if missing:
+        raise ConfigError(f"the tokenizer has no {', '.join(missing)}, which a BART needs")
+    return BARTConfig(**{**values, **ids})
