@@ -90,17 +90,14 @@ def from_fairseq(state: Mapping[str, Any], config: BARTConfig) -> tuple[Params, 
                 )
             params[path][name] = array
             used.add(stored)
-    heads: dict[str, Params] = {}
+    leaves_of: dict[str, dict[str, np.ndarray]] = {}
     for match in filter(None, map(_HEAD.fullmatch, state)):
         used.add(match[0])
-        prefix = f"classification_heads.{match[1]}"
-        if match[1] not in heads:
-            heads[match[1]] = tree.head_from_torch(
-                lambda leaf, p=prefix: np.asarray(state[f"{p}.{leaf}"])
-            )
+        leaves_of.setdefault(match[1], {})[match[2]] = np.asarray(state[match[0]])
     unused = sorted(n for n in state if n not in used and not _NOT_WEIGHTS.fullmatch(n))
     if unused:
         raise ValueError(f"the fairseq state holds {unused[0]}, for which this config has no place")
+    heads = {name: tree.head_from_torch(tensors) for name, tensors in leaves_of.items()}
     return params, heads
 
 

@@ -18,7 +18,7 @@ _SAVED = ".bart_hk_saved"  # complete and on the disk: its files replace those o
 
 MakeTensor = Callable[[], np.ndarray]
 
-_DTYPE_CODES = {
+DTYPE_CODES = {  # of the floats that a model may be stored in, in .safetensors files
     np.dtype(np.float64): "F64",
     np.dtype(np.float32): "F32",
     np.dtype(np.float16): "F16",
@@ -115,10 +115,10 @@ def write_tensors(path: Path, tensors: Mapping[str, MakeTensor]) -> None:
     for name, make in tensors.items():
         array = make()
         begin, end = end, end + array.nbytes
-        if array.dtype not in _DTYPE_CODES:
+        if array.dtype not in DTYPE_CODES:
             raise ValueError(f"{name} has dtype {array.dtype}; a model's tensors are floats")
         header[name] = {
-            "dtype": _DTYPE_CODES[array.dtype],
+            "dtype": DTYPE_CODES[array.dtype],
             "shape": list(array.shape),
             "data_offsets": [begin, end],
         }
@@ -128,7 +128,7 @@ def write_tensors(path: Path, tensors: Mapping[str, MakeTensor]) -> None:
         file.write(len(encoded).to_bytes(8, "little"))
         file.write(encoded)
         for make in tensors.values():
-            file.write(np.ascontiguousarray(make()).tobytes())
+            file.write(np.ascontiguousarray(make()).reshape(-1).view(np.uint8).data)
 
 
 class TensorFile:

@@ -17,15 +17,16 @@ import numpy as np
 
 from bart_hk.checkpoint import files, tree
 from bart_hk.checkpoint.tree import Params
+from bart_hk.checkpoint.weights import WEIGHTS, Weights
 from bart_hk.config import BARTConfig
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
-WEIGHTS = "model.safetensors"
 HEADS = "heads.safetensors"
 EXTRAS = "bart_hk.json"
 
 _FORMAT = 1  # of bart_hk.json
+_OTHER_GENERATION = "generation_config"  # key in `extras` of what we keep for transformers alone
 _HEAD_PREFIX = "classification_head"  # of the head's tensors in a BartForSequenceClassification
 _UNNAMED_HEAD = "classification_head"  # what we call such a head if `bart_hk.json` does not say
 # Copies of the embedding table that a tied model may store as well.
@@ -63,6 +64,16 @@ _KEYS = {
     "eos_token_id": "eos_token_id",
 }
 _DEFAULTS = BARTConfig()
+_GENERATION_IDS = (
+    "bos_token_id",
+    "pad_token_id",
+    "eos_token_id",
+    "decoder_start_token_id",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+)
+# What `read_model` and `write_model` make of bart_hk.json themselves; the rest is the caller's.
+_OWN_EXTRAS = ("format", "config", "transformers_lacks", "heads", "head", "heads_file")
 
 
 @dataclasses.dataclass
@@ -130,11 +141,11 @@ def config_from_json(
     values["unk_token_id"] = 3 if fairseq_ids <= values.items() else None
 
     eos = values["eos_token_id"]
-    start = config.get("decoder_start_token_id", 2 if kind == "bart" else eos)
+    start = config.get("decoder_start_token_id")
     forced_bos = config.get("forced_bos_token_id")
     if forced_bos is None and config.get("force_bos_token_to_be_generated"):  # its name in 2020
         forced_bos = values["bos_token_id"]
-    forced_eos = config.get("forced_eos_token_id", 2)
+    forced_eos = config.get("forced_eos_token_id", eos)
     if generation is not None:
         start = generation.get("decoder_start_token_id", start)
         forced_bos = generation.get("forced_bos_token_id")
@@ -208,9 +219,8 @@ def config_to_json(
 
 
 def _generation_to_json(config: BARTConfig) -> dict[str, Any]:
-    names = ("bos", "pad", "eos", "decoder_start", "forced_bos", "forced_eos")
-    ids = {f"{name}_token_id": getattr(config, f"{name}_token_id") for name in names}
-    return {name: value for name, value in ids.items() if value is not None}
+    ids = {key: getattr(config, key) for key in _GENERATION_IDS}
+    return {key: value for key, value in ids.items() if value is not None}
 
 
 def _beyond_json(config: BARTConfig) -> dict[str, Any]:
@@ -224,51 +234,6 @@ def _beyond_json(config: BARTConfig) -> dict[str, Any]:
 
 
 # --- Reading --------------------------------------------------------------------------------------
-
-
-class _Weights:
-    """The tensors of `model.safetensors`, whole or in shards, under names without `model.`."""
-
-    def __init__(self, directory: Path):
-        self.directory = directory
-        index = directory / f"{WEIGHTS}.index.json"
-        shards = [WEIGHTS]
-        if not (directory / WEIGHTS).exists():
-            if index.exists():
-                shards = sorted(set(files.read_json(index).get("weight_map", {}).values()))
-            elif (directory / "pytorch_model.bin").exists():
-                raise FileNotFoundError(
-                    f"{directory} holds pytorch_model.bin but no {WEIGHTS}: convert it with "
-                    "transformers (from_pretrained, then save_pretrained)"
-                )
-        self._where: dict[str, tuple[files.TensorFile, str]] = {}
-        for shard in shards:
-            file = files.TensorFile(directory / shard)
-            self._where |= {name.removeprefix("model."): (file, name) for name in file.names()}
-
-    def names(self) -> set[str]:
-        return set(self._where)
-
-    def add(self, file: files.TensorFile) -> None:
-        """Take in the tensors of one more file, under the names that it gives them."""
-        self._where |= {name: (file, name) for name in file.names()}
-
-    def _find(self, name: str) -> tuple[files.TensorFile, str]:
-        if name not in self._where:
-            raise ValueError(f"the weights in {self.directory} lack the tensor {name}")
-        return self._where[name]
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        file, stored = self._find(name)
-        return file.shape(stored)
-
-    def read(self, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
-        """The tensor `name`; ValueError when it is missing or has another shape."""
-        file, stored = self._find(name)
-        found = file.shape(stored)
-        if shape is not None and found != shape:
-            raise ValueError(f"{file.path}: {stored} has shape {found}; {CONFIG} asks for {shape}")
-        return file.read(stored)
 
 
 def read_model(directory: str | Path, dtype: Any = None) -> ModelFiles:
@@ -289,8 +254,10 @@ def read_model(directory: str | Path, dtype: Any = None) -> ModelFiles:
     if not directory.is_dir():
         raise FileNotFoundError(f"no model directory {directory}")
     files.finish_replacing(directory)
-    json = files.read_json(directory / CONFIG)
-    generation = directory / GENERATION_CONFIG
+    content = files.read_json(directory / CONFIG)
+    generation = None
+    if (directory / GENERATION_CONFIG).exists():
+        generation = files.read_json(directory / GENERATION_CONFIG)
     extras = files.read_json(directory / EXTRAS) if (directory / EXTRAS).exists() else {}
     if extras.get("format", _FORMAT) != _FORMAT:
         raise ValueError(
@@ -299,58 +266,37 @@ def read_model(directory: str | Path, dtype: Any = None) -> ModelFiles:
         )
     beyond = extras.get("config", {})
     try:
-        config = config_from_json(
-            json, files.read_json(generation) if generation.exists() else None
-        )
-        config = config.replace(**beyond)
+        config = config_from_json(content, generation).replace(**beyond)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{directory / CONFIG}: {error}") from None
 
-    weights = _Weights(directory)
+    weights = Weights(directory, dtype)
     stored_heads = extras.get("heads", {})
     main_head = extras.get("head") or _UNNAMED_HEAD
     if extras.get("heads_file"):
         weights.add(files.TensorFile(directory / HEADS))
-    generates = "ForConditionalGeneration" in str(json.get("architectures"))
+    generates = "ForConditionalGeneration" in str(content.get("architectures"))
     if not (generates or "lm_head.weight" in weights.names()):
         # A trunk without an output layer: the target table is as good as any.
         config = config.replace(share_decoder_input_output_embed=True)
     _check_vocabulary(config, weights)
     if "final_logits_bias" not in beyond and "final_logits_bias" in weights.names():
-        config = config.replace(final_logits_bias=bool(np.any(weights.read("final_logits_bias"))))
-
-    def convert(array: np.ndarray) -> np.ndarray:
-        return array if dtype is None else array.astype(np.dtype(dtype), copy=False)
-
-    params: Params = {}
-    used = set()
-    for path, leaves in tree.parameter_shapes(config).items():
-        params[path] = {}
-        for name, shape in leaves.items():
-            tensor = _stored_name(path, name, weights.names())
-            torch_shape = shape[::-1] if name == "w" else shape
-            if path == "final_logits_bias":
-                torch_shape = (1, *shape)
-            array = convert(weights.read(tensor, torch_shape))
-            array = array[0] if path == "final_logits_bias" else array
-            params[path][name] = tree.from_torch(name, array)
-            used.add(tensor)
-
+        bias = weights.read("final_logits_bias", (1, config.vocab_size))
+        config = config.replace(final_logits_bias=bool(np.any(bias)))
+    used: set[str] = set()
+    params = _read_params(config, weights, used)
     heads = {}
-    if "classification_head.out_proj.weight" in weights.names():
-        stored_heads = {main_head: _head_from_json(json, weights), **stored_heads}
+    if f"{_HEAD_PREFIX}.out_proj.weight" in weights.names():
+        stored_heads = {main_head: _head_from_json(content, weights), **stored_heads}
     for head, about in stored_heads.items():
         prefix = _HEAD_PREFIX if head == main_head else f"classification_heads.{head}"
-        leaves = {}
-        for leaf, shape in _head_shapes(config, about).items():
-            leaves[leaf] = convert(weights.read(f"{prefix}.{leaf}", shape))
-            used.add(f"{prefix}.{leaf}")
-        heads[head] = HeadFiles(
-            tree.head_from_torch(leaves.__getitem__), about.get("labels"), about["regression"]
-        )
+        heads[head] = _read_head(config, weights, used, prefix, about)
     _check_unused(weights, used)
-    own = ("format", "config", "heads", "head", "heads_file")
-    return ModelFiles(config, params, heads, {k: v for k, v in extras.items() if k not in own})
+    more = {key: value for key, value in extras.items() if key not in _OWN_EXTRAS}
+    others = {k: v for k, v in (generation or {}).items() if k not in _GENERATION_IDS}
+    if others:
+        more[_OTHER_GENERATION] = others
+    return ModelFiles(config, params, heads, more)
 
 
 def _stored_name(path: str, name: str, stored: set[str]) -> str:
@@ -362,11 +308,43 @@ def _stored_name(path: str, name: str, stored: set[str]) -> str:
         "decoder/embed_tokens": ("decoder.embed_tokens.weight", "shared.weight"),
         "output_projection": ("lm_head.weight",),
         "final_logits_bias": ("final_logits_bias",),
-    }.get(path, (tree.torch_name(path, name),))
+    }.get(path) or (tree.torch_name(path, name),)
     return next((c for c in candidates if c in stored), candidates[0])
 
 
-def _check_vocabulary(config: BARTConfig, weights: _Weights) -> None:
+def _read_params(config: BARTConfig, weights: Weights, used: set[str]) -> Params:
+    """The parameters of `config`; the names of their tensors are added to `used`."""
+    params: Params = {}
+    for path, leaves in tree.parameter_shapes(config).items():
+        params[path] = {}
+        for name, shape in leaves.items():
+            tensor = _stored_name(path, name, weights.names())
+            used.add(tensor)
+            if path == "final_logits_bias":
+                params[path][name] = weights.read(tensor, (1, *shape))[0]
+            else:
+                torch_shape = shape[::-1] if name == "w" else shape
+                params[path][name] = tree.from_torch(name, weights.read(tensor, torch_shape))
+    return params
+
+
+def _read_head(
+    config: BARTConfig, weights: Weights, used: set[str], prefix: str, about: Mapping[str, Any]
+) -> HeadFiles:
+    """A head of which `about` tells what `bart_hk.json` holds; its tensors are added to `used`."""
+    inner_dim, num_classes = about["inner_dim"], about["num_classes"]
+    shapes = {
+        "dense.weight": (inner_dim, config.encoder_embed_dim),
+        "dense.bias": (inner_dim,),
+        "out_proj.weight": (num_classes, inner_dim),
+        "out_proj.bias": (num_classes,),
+    }
+    used |= {f"{prefix}.{name}" for name in shapes}
+    tensors = {name: weights.read(f"{prefix}.{name}", shapes[name]) for name in shapes}
+    return HeadFiles(tree.head_from_torch(tensors), about["labels"], about["regression"])
+
+
+def _check_vocabulary(config: BARTConfig, weights: Weights) -> None:
     path = "embed_tokens" if config.share_all_embeddings else "decoder/embed_tokens"
     name = _stored_name(path, "embeddings", weights.names())
     rows = weights.shape(name)[0]
@@ -377,34 +355,23 @@ def _check_vocabulary(config: BARTConfig, weights: _Weights) -> None:
         )
 
 
-def _head_from_json(json: Mapping[str, Any], weights: _Weights) -> dict[str, Any]:
+def _head_from_json(content: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
     """What `bart_hk.json` would say of the head that `config.json` describes."""
     inner_dim = weights.shape(f"{_HEAD_PREFIX}.dense.weight")[0]
     num_classes = weights.shape(f"{_HEAD_PREFIX}.out_proj.weight")[0]
-    id2label = json.get("id2label") or {}
+    id2label = content.get("id2label") or {}
     labels = [id2label[key] for key in sorted(id2label, key=int)]
-    if len(labels) != num_classes or labels == [f"LABEL_{i}" for i in range(num_classes)]:
-        labels = None
-    kind = json.get("problem_type") or ("regression" if num_classes == 1 else None)
+    named = len(labels) == num_classes and labels != [f"LABEL_{i}" for i in range(num_classes)]
+    kind = content.get("problem_type") or ("regression" if num_classes == 1 else None)
     return {
         "num_classes": num_classes,
         "inner_dim": inner_dim,
-        "labels": labels,
+        "labels": labels if named else None,
         "regression": kind == "regression",
     }
 
 
-def _head_shapes(config: BARTConfig, about: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    inner_dim, num_classes = about["inner_dim"], about["num_classes"]
-    return {
-        "dense.weight": (inner_dim, config.encoder_embed_dim),
-        "dense.bias": (inner_dim,),
-        "out_proj.weight": (num_classes, inner_dim),
-        "out_proj.bias": (num_classes,),
-    }
-
-
-def _check_unused(weights: _Weights, used: set[str]) -> None:
+def _check_unused(weights: Weights, used: set[str]) -> None:
     """Refuse tensors of another structure; warn of layers that are not a BART's."""
     unused = weights.names() - used - _COPIES
     of_trunk = sorted(n for n in unused if n.startswith(("encoder.", "decoder.")))
@@ -437,6 +404,7 @@ def write_model(
         params: as `tree.parameter_shapes(config)`, numpy's or jax's arrays, of any float dtype.
         heads: named classification heads.
         extras: more for `bart_hk.json`, such as generation defaults; `read_model` returns them.
+            "generation_config" goes to `generation_config.json`.
         head: the name of a head; then a (M)BartForSequenceClassification with that head is written
             instead of a (M)BartForConditionalGeneration.
         also: writes more files (a tokenizer's) into the folder it gets; they are part of the save.
@@ -460,12 +428,21 @@ def write_model(
         }
         for name, h in heads.items()
     }
-    own = {"format": _FORMAT, "config": _beyond_json(config), "heads": about, "head": head}
-    json = config_to_json(config, heads[head] if head else None, dtype)
+    own = {
+        "format": _FORMAT,
+        "config": _beyond_json(config),
+        "transformers_lacks": transformers_lacks(config),
+        "heads": about,
+        "head": head,
+        "heads_file": bool(beside),
+    }
+    more = dict(extras or {})
+    generation = {**more.pop(_OTHER_GENERATION, {}), **_generation_to_json(config)}
+    content = config_to_json(config, heads[head] if head else None, dtype)
     with files.replacing(directory) as staging:
-        files.write_json(staging / CONFIG, json)
-        files.write_json(staging / GENERATION_CONFIG, _generation_to_json(config))
-        files.write_json(staging / EXTRAS, {**(extras or {}), **own, "heads_file": bool(beside)})
+        files.write_json(staging / CONFIG, content)
+        files.write_json(staging / GENERATION_CONFIG, generation)
+        files.write_json(staging / EXTRAS, {**own, **more})
         files.write_tensors(staging / WEIGHTS, main)
         if beside:
             files.write_tensors(staging / HEADS, beside)

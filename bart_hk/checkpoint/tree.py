@@ -6,7 +6,7 @@ the two do differently (embeddings, output projection, heads) is in `fairseq.py`
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -116,10 +116,10 @@ def to_torch(name: str, array: Any) -> np.ndarray:
 from_torch = to_torch
 
 
-def head_from_torch(get: Callable[[str], Any]) -> Params:
+def head_from_torch(tensors: Mapping[str, Any]) -> Params:
     """A classification head's tree from its tensors `dense.weight`, ..., `out_proj.bias`."""
     return {
-        module: {"w": from_torch("w", get(f"{module}.weight")), "b": get(f"{module}.bias")}
+        module: {"w": from_torch("w", tensors[f"{module}.weight"]), "b": tensors[f"{module}.bias"]}
         for module in ("dense", "out_proj")
     }
 
