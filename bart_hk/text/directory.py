@@ -75,8 +75,10 @@ def _load_fairseq(
     path: Path, dictionary_file: Path, model_file: Path | None, pair: tuple[str, str] | None
 ) -> TextEncoder:
     dictionary = Dictionary.load(dictionary_file)
-    if "<mask>" not in dictionary:  # fairseq's tasks add it
-        dictionary.add_symbol("<mask>")
+    # fairseq's tasks add <mask>; a model without it says so in the settings that `save` writes.
+    if _read_json(path / "tokenizer_config.json").get("mask_token", "<mask>") is not None:
+        if "<mask>" not in dictionary:
+            dictionary.add_symbol("<mask>")
     if model_file is not None:
         return TextEncoder(SentencePieceBPE(model_file), dictionary, tokenizer_class=FAIRSEQ_IDS)
     if pair is not None:
