@@ -1,0 +1,1 @@
+"""Console scripts. Hydra is used here and nowhere else."""

@@ -1,0 +1,114 @@
+"""`bart-hk-train`: trains a model as its Hydra configuration says; see `conf/config.yaml`.
+
+    bart-hk-train task.train=train.tsv task.valid=dev.tsv checkpoint.restore_file=DIR \\
+        checkpoint.save_dir=OUT
+
+The same command again goes on where OUT stands. `--multirun common.seed=1,2,3` makes OUT/0, OUT/1
+and OUT/2. What is wrong is said in one line, with exit code 2 if it is the command's or its data's
+fault and 1 if the run failed; HYDRA_FULL_ERROR=1 shows the traceback instead.
+"""
+
+import importlib.util
+import logging
+import os
+import re
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from bart_hk.training.config import GROUPS, TrainConfig, complete, explain, unknown_key
+from bart_hk.training.loop import train
+
+_FULL_ERROR = "HYDRA_FULL_ERROR"
+_TRACEBACKS = os.environ.get(_FULL_ERROR) == "1"
+
+
+# The installed `bart_hk.conf`, or the checkout's `conf` where the package is not installed.
+_INSTALLED = importlib.util.find_spec("bart_hk.conf")
+_CONF = Path(_INSTALLED.origin or "").parent if _INSTALLED else Path(__file__).parents[2] / "conf"
+
+
+def register() -> None:
+    """Tells Hydra the typed nodes behind the groups' names."""
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=TrainConfig)
+    for group, options in GROUPS.items():
+        for name, node in options.items():
+            store.store(group=group, name=name, node=node)
+
+
+@hydra.main(version_base="1.3", config_path=str(_CONF), config_name="config")
+def _run(config: DictConfig) -> None:
+    logging.getLogger("jax").setLevel(logging.WARNING)  # Hydra's INFO is for this package
+    config = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        config.checkpoint.save_dir = HydraConfig.get().runtime.output_dir
+    try:
+        train(complete(config))
+    except Exception as error:
+        # SystemExit passes through Hydra, which would print a line of its own about the rest.
+        if _TRACEBACKS or not _report(error):
+            raise
+
+
+def main() -> None:
+    """The console script."""
+    register()
+    # Hydra renders errors itself and exits, unless this is set; ours take one line.
+    os.environ[_FULL_ERROR] = "1"
+    try:
+        _run()
+    except KeyboardInterrupt:
+        print("bart-hk-train: interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if _TRACEBACKS or not _report(error):
+            raise
+
+
+def _report(error: Exception) -> bool:
+    """Exits with one line about an error whose cause is not in this program; else says False."""
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        _fail(_explain(error), 2)
+    if isinstance(error, OSError) and error.filename:  # from making Hydra's directory
+        _fail(f"checkpoint.save_dir: {error.filename} cannot be made: {error.strerror}", 1)
+    if isinstance(error, ValueError | FileNotFoundError):
+        _fail(str(error), 2)
+    if isinstance(error, OSError | FloatingPointError):
+        _fail(str(error), 1)
+    return False
+
+
+def _fail(message: str, code: int) -> None:
+    line = " ".join(message.split())
+    print(f"bart-hk-train: error: {line}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _explain(error: BaseException) -> str:
+    """One line for what Hydra or OmegaConf complains about."""
+    cause = error.__cause__
+    if isinstance(cause, OmegaConfBaseException):
+        return explain(cause)
+    if isinstance(error, OmegaConfBaseException):
+        return explain(error)
+    text = str(error)
+    unknown = re.match(r"Could not override '([^']+)'", text)
+    if unknown:
+        return unknown_key(unknown[1])
+    option = re.match(r"In '.*?': Could not find '(\w+)/([^']+)'", text)
+    if option:
+        names = GROUPS.get(option[1]) or sorted(p.stem for p in (_CONF / option[1]).glob("*.yaml"))
+        return f"{option[1]}={option[2]} is not one of {', '.join(names)}"
+    return text
+
+
+if __name__ == "__main__":
+    main()
