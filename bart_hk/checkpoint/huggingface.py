@@ -123,12 +123,12 @@ def config_from_json(
     values: dict[str, Any] = {}
     for field, key in _KEYS.items():
         default = getattr(_DEFAULTS, field)
-        value = config.get(key, default)
-        numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if isinstance(default, float) and numeric:
+        value = config.get(key, str(default) if isinstance(default, str) else default)
+        kind_of_value = str if isinstance(default, str) else type(default)
+        if kind_of_value is float and type(value) is int:
             value = float(value)
-        if not isinstance(value, str if field == "activation_fn" else type(default)):
-            raise ValueError(f"{key} is {value!r}, which is no {type(default).__name__}")
+        if type(value) is not kind_of_value:  # exactly: a bool is an int to isinstance
+            raise ValueError(f"{key} is {value!r}, which is no {kind_of_value.__name__}")
         values[field] = value
     values["no_scale_embedding"] = not config.get("scale_embedding", False)
     # Untied in transformers means that nothing is tied once weights have been loaded.
