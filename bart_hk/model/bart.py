@@ -141,7 +141,7 @@ class BART:
         position: jax.Array,
         cache: Cache,
         ancestors: jax.Array,
-    ) -> tuple[jax.Array, Cache]:
+    ) -> tuple[jax.Array, Cache, jax.Array]:
         """Decodes one token of every beam.
 
         Args:
@@ -153,6 +153,7 @@ class BART:
                 history of beam row w, the present step included.
 
         Returns:
-            The features [B, W, D] of the present tokens and the cache with them written.
+            The features [B, W, D] of the present tokens, the cache with them written, and their
+            attention to the source, float32 [B, W, S]: the last layer's, averaged over heads.
         """
         return self._transformed.apply.step(params, None, tokens, position, cache, ancestors)

@@ -62,8 +62,9 @@ class DecoderOutput(NamedTuple):
 class Cache(NamedTuple):
     """State of token-by-token decoding of W beams for each of B sources.
 
-    keys, values: per layer [B, H, T, W, K]; slot (t, w) holds what beam row w wrote at step t.
-        Beams never reorder it: `step` is told which slots are a beam's own history.
+    keys, values: per layer [B, H, T W, K]; slot (t, w) holds what beam row w wrote at step t.
+        Beams never reorder it: `step` is told which slots are a beam's own history. T and W are one
+        axis because XLA's CPU compiler copies the whole cache at every step where it is reshaped.
     cross_keys, cross_values: per layer [B, H, S, K], computed once per source.
     src_mask: bool [B, S].
     """
@@ -274,7 +275,7 @@ class Decoder(_Stack):
             with hk.name_scope(f"layers_{i}"), hk.name_scope("encoder_attn"):
                 cross.append(project_key_value(encoder_out, heads))
         batch, width = encoder_out.shape[0], encoder_out.shape[-1] // heads
-        empty = jnp.zeros((batch, heads, length, beam, width), encoder_out.dtype)
+        empty = jnp.zeros((batch, heads, length * beam, width), encoder_out.dtype)
         return Cache(
             keys=(empty,) * len(cross),
             values=(empty,) * len(cross),
@@ -290,14 +291,16 @@ class Decoder(_Stack):
         position: jax.Array,  # int32 scalar, 0 for the decoder start token
         cache: Cache,
         ancestors: jax.Array,  # bool [B, W, T, W]: may beam w see slot (t, w')?
-    ) -> tuple[jax.Array, Cache]:
-        """One token of every beam: features [B, W, D] and the cache with this step written."""
+    ) -> tuple[jax.Array, Cache, jax.Array]:
+        """One token of every beam: features [B, W, D], the cache with this step written, and the
+        last layer's attention to the source, averaged over heads, float32 [B, W, S]."""
         config = self.config
         heads = config.decoder_attention_heads
         x = self._embed(self._tokens(), tokens, position, config.max_target_positions, False)
         keys, values = list(cache.keys), list(cache.values)
         mask = ancestors.reshape(*tokens.shape[:1], 1, tokens.shape[1], -1)  # [B, 1, W, T W]
         source_mask = cache.src_mask[:, None, None]
+        crosses: list[jax.Array] = []
 
         for i in range(config.decoder_layers):
 
@@ -305,24 +308,25 @@ class Decoder(_Stack):
                 with hk.name_scope("self_attn"):
                     query = project_query(h, heads)  # [B, H, W, K]
                     key, value = project_key_value(h, heads)
-                    where = (0, 0, position, 0, 0)
-                    keys[i] = jax.lax.dynamic_update_slice(keys[i], key[:, :, None], where)
-                    values[i] = jax.lax.dynamic_update_slice(values[i], value[:, :, None], where)
-                    flat = (*key.shape[:2], -1, key.shape[-1])  # [B, H, T W, K]
-                    mixed, _ = attend(query, keys[i].reshape(flat), values[i].reshape(flat), mask)
+                    where = (0, 0, position * tokens.shape[1], 0)
+                    keys[i] = jax.lax.dynamic_update_slice(keys[i], key, where)
+                    values[i] = jax.lax.dynamic_update_slice(values[i], value, where)
+                    mixed, _ = attend(query, keys[i], values[i], mask)
                     return merge_and_project(mixed)
 
             def attend_source(h: jax.Array, i: int = i) -> jax.Array:
                 with hk.name_scope("encoder_attn"):
                     query = project_query(h, heads)
                     source = (cache.cross_keys[i], cache.cross_values[i])
-                    mixed, _ = attend(query, *source, source_mask)
+                    mixed, weights = attend(query, *source, source_mask)
+                    crosses.append(weights)
                     return merge_and_project(mixed)
 
             with hk.name_scope(f"layers_{i}"):
                 x = self._layer(x, attend_self, attend_source, False)
 
-        return self._final_norm(x), cache._replace(keys=tuple(keys), values=tuple(values))
+        cache = cache._replace(keys=tuple(keys), values=tuple(values))
+        return self._final_norm(x), cache, jnp.mean(crosses[-1], axis=1)
 
     @hk.name_like("__call__")
     def tied_projection(self) -> jax.Array:
@@ -330,11 +334,11 @@ class Decoder(_Stack):
         return self._tokens().T
 
 
-def extend(cache: Cache, length: int) -> Cache:
-    """`cache` with room for `length` steps in all; what it holds stays where it is."""
+def extend(cache: Cache, length: int, beam: int) -> Cache:
+    """`cache` with room for `length` steps of `beam` rows; what it holds stays where it is."""
 
     def grow(x: jax.Array) -> jax.Array:
-        return jnp.pad(x, ((0, 0), (0, 0), (0, length - x.shape[2]), (0, 0), (0, 0)))
+        return jnp.pad(x, ((0, 0), (0, 0), (0, length * beam - x.shape[2]), (0, 0)))
 
     return cache._replace(
         keys=tuple(grow(x) for x in cache.keys), values=tuple(grow(x) for x in cache.values)

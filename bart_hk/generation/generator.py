@@ -1,0 +1,289 @@
+"""From lists of ids to lists of hypotheses: planned batches, compiled programs, results in order.
+
+Shapes: B batch, W beam width, V vocabulary, S source length, T target length.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from bart_hk.data.batching import bucket, buckets_up_to, pad_rows, plan_shapes
+from bart_hk.generation import search
+from bart_hk.generation.options import GenerationOptions
+from bart_hk.generation.search import Limits, Rules, State
+from bart_hk.model import BART, Cache, Params, extend
+
+# Room for target tokens is made in stages, so that a short output never pays for a long cache.
+STAGES = (32, 64, 128, 256, 512, 1024)
+# What a batch holds at most, unless told otherwise.
+MAX_TOKENS = 8192
+BATCH_SIZE = 32
+
+Hypothesis = dict[str, Any]
+
+
+class Generator:
+    """Generates from and scores with one network, and keeps what it has compiled.
+
+    Shapes come from short lists: sources from `bart_hk.data.batching.LENGTH_BUCKETS`, room for
+    targets from `STAGES`, rows of a batch from `plan_shapes`. Only those, the beam width,
+    `no_repeat_ngram_size` and whether there is a temperature lead to another compilation; every
+    other option is an argument of the compiled program.
+    """
+
+    def __init__(self, bart: BART) -> None:
+        self.bart = bart
+        self._begin = jax.jit(self._encode_and_begin, static_argnames=("rules", "length"))
+        self._grow = jax.jit(self._grow_to, static_argnames=("rules", "length"))
+        self._search = jax.jit(self._run, static_argnames="rules", donate_argnames="state")
+        self._score = jax.jit(self._log_probs)
+
+    def generate(
+        self,
+        params: Params,
+        rows: Sequence[np.ndarray],
+        options: GenerationOptions,
+        *,
+        max_tokens: int = MAX_TOKENS,
+        batch_size: int = BATCH_SIZE,
+        attention: bool = True,
+        progress: bool = False,
+    ) -> list[list[Hypothesis]]:
+        """The hypotheses of each source, best first; entry i belongs to `rows[i]`.
+
+        A row's result does not depend on the rows around it. Hypotheses of exactly equal score keep
+        the order in which they ended. There are `options.beam` of them (at most V - 1), or fewer
+        where the options leave fewer to be found.
+
+        Args:
+            params: of `bart`.
+            rows: int arrays [S_i] of source ids, with their `<s>` and `</s>`, without padding.
+            options: of the search.
+            max_tokens: bound on the padded source tokens of a batch.
+            batch_size: bound on the rows of a batch.
+            attention: False leaves "attention" empty: long lists then take less memory.
+            progress: show a progress bar.
+
+        Returns:
+            Per source a list of fairseq's dictionaries. Of a hypothesis of N tokens, with `</s>`
+            and without the decoder's start token:
+            "tokens": int32 [N];
+            "score": float32, the sum of the positional scores over N ** lenpen;
+            "positional_scores": float32 [N], log probabilities;
+            "attention": float32 [S_i, N], the last layer's attention to the source, averaged over
+            its heads;
+            "alignment": an empty array, as in fairseq unless alignments are asked for.
+
+        Raises:
+            ValueError: a source is empty, too long or holds an id outside the vocabulary, or the
+                options leave it no possible length (`GenerationOptions.length_limits`).
+        """
+        config = self.bart.config
+        sources = self._checked("input", rows, config.max_source_positions)
+        lengths = [len(row) for row in sources]
+        min_len, max_len = options.length_limits(lengths, config.max_target_positions)
+        if options.unkpen and config.unk_token_id is None:
+            raise ValueError(f"unkpen={options.unkpen} has no meaning: this model has no <unk>")
+        rules = Rules(
+            beam=min(options.beam, config.vocab_size - 1),
+            start=config.decoder_start_token_id,
+            eos=config.eos_token_id,
+            pad=config.pad_token_id,
+            unk=config.unk_token_id,
+            forced=config.forced_bos_token_id,
+            no_repeat_ngram_size=options.no_repeat_ngram_size,
+            tempered=options.temperature != 1.0,
+        )
+        results: list[list[Hypothesis]] = [[]] * len(sources)
+        plan = self._plan(lengths, max_tokens, batch_size)
+        with tqdm(total=len(sources), disable=not progress, unit="input") as bar:
+            for batch, (count, width) in plan:
+                src_tokens = pad_rows([sources[i] for i in batch], rules.pad, width, count)
+                room = (0, count - len(batch))
+                limits = Limits(
+                    min_len=np.pad(min_len[batch], room),
+                    max_len=np.pad(max_len[batch], room),
+                    temperature=np.float32(options.temperature),
+                    unkpen=np.float32(options.unkpen),
+                    free_eos=np.bool_(options.match_source_len),
+                )
+                state = self._search_batch(params, src_tokens, len(batch), limits, rules)
+                state = state._replace(cache=None)
+                if not attention:
+                    state = state._replace(attention=None)
+                state = jax.device_get(state)
+                for row, i in enumerate(batch):
+                    found = search.read_out(state, row, lengths[i], rules.eos)
+                    results[i] = _hypotheses(found, options)
+                bar.update(len(batch))
+        return results
+
+    def score(
+        self,
+        params: Params,
+        sources: Sequence[np.ndarray],
+        targets: Sequence[np.ndarray],
+        *,
+        max_tokens: int = MAX_TOKENS,
+        batch_size: int = BATCH_SIZE,
+    ) -> list[Hypothesis]:
+        """How probable each target is, given its source (fairseq's `SequenceScorer`).
+
+        Args:
+            params, sources, max_tokens, batch_size: as for `generate`.
+            targets: int arrays [N_i] of ids, one for each source, with their `<s>` and `</s>`.
+
+        Returns:
+            One dictionary for each target, as `generate`'s; "score" is the mean of the positional
+            scores.
+
+        Raises:
+            ValueError: as for `generate`, also for targets; or their numbers differ.
+        """
+        if len(sources) != len(targets):
+            raise ValueError(f"{len(sources)} sources do not go with {len(targets)} targets")
+        config = self.bart.config
+        pad = config.pad_token_id
+        sources = self._checked("source", sources, config.max_source_positions)
+        targets = self._checked("target", targets, config.max_target_positions)
+        sizes = np.array([len(row) for row in sources])
+        widths = buckets_up_to(config.max_target_positions)
+        width_of = np.array([bucket(len(row), widths) for row in targets], np.int64)
+        results: list[Hypothesis] = [{}] * len(sources)
+        for target_width in np.unique(width_of):
+            group = np.flatnonzero(width_of == target_width)
+            fitting = max(1, min(batch_size, max_tokens // int(target_width)))
+            for batch, (count, source_width) in self._plan(sizes[group], max_tokens, fitting):
+                batch = group[batch]
+                src_tokens = pad_rows([sources[i] for i in batch], pad, source_width, count)
+                target = pad_rows([targets[i] for i in batch], pad, int(target_width), count)
+                scores, attention = jax.device_get(self._score(params, src_tokens, target))
+                for row, i in enumerate(batch):
+                    n = len(targets[i])
+                    results[i] = _hypothesis(
+                        targets[i],
+                        np.mean(scores[row, :n]),
+                        scores[row, :n],
+                        attention[row, :n, : sizes[i]].T,
+                    )
+        return results
+
+    def _checked(self, what: str, rows: Sequence[Any], longest: int) -> list[np.ndarray]:
+        vocabulary = self.bart.config.vocab_size
+        checked = []
+        for i, row in enumerate(rows):
+            ids = np.asarray(row)
+            if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
+                raise ValueError(
+                    f"{what} {i} must be a 1-D array of integer ids, "
+                    f"not {ids.dtype} of shape {ids.shape}"
+                )
+            if not ids.size:
+                raise ValueError(f"{what} {i} is empty; it needs at least one id, such as </s>")
+            if ids.size > longest:
+                raise ValueError(
+                    f"{what} {i} has {ids.size} tokens, but the model has only {longest} "
+                    "positions; shorten it"
+                )
+            outside = ids[(ids < 0) | (ids >= vocabulary)]
+            if outside.size:
+                raise ValueError(
+                    f"{what} {i} holds the id {outside[0]}, outside the vocabulary of {vocabulary}"
+                )
+            checked.append(ids.astype(np.int32))
+        return checked
+
+    def _plan(
+        self, lengths: Sequence[int] | np.ndarray, max_tokens: int, batch_size: int
+    ) -> list[tuple[np.ndarray, tuple[int, int]]]:
+        buckets = buckets_up_to(self.bart.config.max_source_positions)
+        return plan_shapes(lengths, max_tokens=max_tokens, batch_size=batch_size, buckets=buckets)
+
+    def _search_batch(
+        self, params: Params, src_tokens: np.ndarray, real_rows: int, limits: Limits, rules: Rules
+    ) -> State:
+        """The finished search of one batch, of which the first `real_rows` are not padding."""
+        stages = buckets_up_to(self.bart.config.max_target_positions, STAGES)
+        steps = int(limits.max_len.max()) + 1
+        real = np.arange(len(src_tokens)) < real_rows
+        state = self._begin(params, src_tokens, real, rules=rules, length=stages[0])
+        state = self._search(params, state, limits, rules=rules)
+        for room, length in zip(stages, stages[1:], strict=False):
+            if room >= steps or bool(state.done.all()):
+                break
+            state = self._grow(state, rules=rules, length=length)
+            state = self._search(params, state, limits, rules=rules)
+        return state
+
+    # The methods below are compiled.
+
+    def _encode_and_begin(
+        self, params: Params, src_tokens: jax.Array, real: jax.Array, rules: Rules, length: int
+    ) -> State:
+        cache = self.bart.start(params, self.bart.encode(params, src_tokens), rules.beam, length)
+        return search.begin(real, src_tokens.shape[1], length, cache, rules)
+
+    def _grow_to(self, state: State, rules: Rules, length: int) -> State:
+        return search.grow(state, length, extend(state.cache, length, rules.beam))
+
+    def _run(self, params: Params, state: State, limits: Limits, rules: Rules) -> State:
+        def decode(
+            tokens: jax.Array, step: jax.Array, cache: Cache, ancestors: jax.Array
+        ) -> tuple[jax.Array, Cache, jax.Array]:
+            features, cache, attention = self.bart.step(params, tokens, step, cache, ancestors)
+            return self.bart.project(params, features), cache, attention
+
+        return search.run(state, decode, limits, rules)
+
+    def _log_probs(
+        self, params: Params, src_tokens: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Log probabilities [B, T] of int32 [B, T] targets, and the attention [B, T, S]."""
+        encoded = self.bart.encode(params, src_tokens)
+        first = jnp.full_like(targets[:, :1], self.bart.config.decoder_start_token_id)
+        previous = jnp.concatenate([first, targets[:, :-1]], axis=1)
+        decoded = self.bart.decode(params, previous, encoded, return_attention=True)
+
+        def of_row(row: tuple[jax.Array, jax.Array]) -> jax.Array:
+            features, target = row
+            logits = self.bart.project(params, features)
+            chosen = jnp.take_along_axis(logits, target[:, None], 1)[:, 0]
+            return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+        # Row by row: the logits of a whole batch would be the largest array by far.
+        scores = jax.lax.map(of_row, (decoded.features, targets))
+        assert decoded.cross_attentions is not None
+        return scores, jnp.mean(decoded.cross_attentions[-1], axis=1)
+
+
+def _hypotheses(found: list[search.Ended], options: GenerationOptions) -> list[Hypothesis]:
+    """fairseq's hypotheses, best first."""
+    lengths = np.array([len(ended.tokens) for ended in found], np.float64)
+    totals = np.array([ended.scores[-1] for ended in found], np.float32)
+    divisors = np.ones_like(lengths) if options.unnormalized else lengths**options.lenpen
+    scores = totals / divisors.astype(np.float32)
+    return [
+        _hypothesis(
+            found[i].tokens,
+            scores[i],
+            np.diff(found[i].scores, prepend=np.float32(0)),
+            found[i].attention,
+        )
+        for i in np.argsort(-scores, kind="stable")
+    ]
+
+
+def _hypothesis(
+    tokens: np.ndarray, score: np.ndarray, positional_scores: np.ndarray, attention: np.ndarray
+) -> Hypothesis:
+    return {
+        "tokens": tokens,
+        "score": np.float32(score),
+        "attention": attention,
+        "alignment": np.empty(0, np.float32),
+        "positional_scores": positional_scores,
+    }
