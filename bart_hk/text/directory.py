@@ -79,23 +79,27 @@ def _load_fairseq(
     if _read_json(path / "tokenizer_config.json").get("mask_token", "<mask>") is not None:
         if "<mask>" not in dictionary:
             dictionary.add_symbol("<mask>")
+    bpe: GPT2BPE | SentencePieceBPE
     if model_file is not None:
-        return TextEncoder(SentencePieceBPE(model_file), dictionary, tokenizer_class=FAIRSEQ_IDS)
-    if pair is not None:
+        bpe, files = SentencePieceBPE(model_file), model_file.name
+    elif pair is not None:
         vocabulary = _read_vocabulary(path / pair[0])
         merges = read_merges((path / pair[1]).read_text(encoding="utf-8"))
         symbols = {token: str(index) for token, index in vocabulary.items()}
         # Most often these are GPT-2's own files.
         shipped = symbols == gpt2_symbols() and merges == list(gpt2_merges())
-        bpe = gpt2_bpe() if shipped else GPT2BPE(symbols, merges)
-        files = " and ".join(pair)
+        bpe, files = gpt2_bpe() if shipped else GPT2BPE(symbols, merges), " + ".join(pair)
     else:
-        bpe = gpt2_bpe()
-        files = "GPT-2's ids, and there is no encoder.json with vocab.bpe or SentencePiece model"
-    texts = sum(symbol in dictionary for symbol in bpe.symbols)
-    if texts <= min(len(dictionary), len(bpe.symbols)) // 2:
-        raise ValueError(f"the symbols of {dictionary_file} do not fit {files} beside it")
-    return TextEncoder(bpe, dictionary)
+        bpe, files = gpt2_bpe(), "GPT-2's BPE, the one in use where there are no BPE files"
+    known = set(bpe.symbols)
+    words = [s for s in dictionary.symbols[4:] if not s.startswith(("madeupword", "<", "["))]
+    if 2 * sum(word in known for word in words) < len(words):
+        raise ValueError(
+            f"the symbols of {dictionary_file} are not those of {files}: put the BPE files or the "
+            f"SentencePiece model beside it that it was made with"
+        )
+    layout = "BartTokenizer" if model_file is None else FAIRSEQ_IDS
+    return TextEncoder(bpe, dictionary, tokenizer_class=layout)
 
 
 def _load_pieces(path: Path, model_file: Path, layout: str) -> TextEncoder:
@@ -111,7 +115,8 @@ def _load_pieces(path: Path, model_file: Path, layout: str) -> TextEncoder:
 def _byte_level(
     path: Path, vocabulary: dict[str, int], merges: Merges, add_prefix_space: bool
 ) -> TextEncoder:
-    vocabulary = vocabulary | _added_tokens(path, vocabulary)
+    added = _added_tokens(path, vocabulary)
+    vocabulary = vocabulary | added
     tokens = token_ids(vocabulary)
     words = _special_words(path)
     mask = words.pop("mask")
@@ -124,25 +129,26 @@ def _byte_level(
     # Over GPT-2's own merges the symbols are fairseq's, as if the model had come from there.
     specials = [_SPECIALS[name] for name in ("bos", "pad", "eos", "unk")]
     if tokens[:4] == specials and not add_prefix_space and list(merges) == list(gpt2_merges()):
-        symbols = [gpt2_symbols().get(token, token) for token in tokens]
-        return TextEncoder(gpt2_bpe(), Dictionary.from_symbols(symbols), mask)
-    bpe = GPT2BPE({token: token for token in vocabulary}, merges, add_prefix_space=add_prefix_space)
+        decimals = [gpt2_symbols().get(token, token) for token in tokens]
+        return TextEncoder(gpt2_bpe(), Dictionary.from_symbols(decimals), mask)
+    outside = {*words.values(), mask, *added}
+    symbols = {token: token for token in tokens if token in vocabulary and token not in outside}
+    bpe = GPT2BPE(symbols, merges, add_prefix_space=add_prefix_space)
     return TextEncoder(bpe, Dictionary.from_symbols(tokens, **words), mask)
 
 
 def _load_tokenizer_json(path: Path) -> TextEncoder:
-    content = (path / _FAST).read_text(encoding="utf-8")
-    bpe = TokenizerJSON(content)
-    description = json.loads(content)
-    model, steps = description["model"], description.get("pre_tokenizer") or {}
+    description = _read_json(path / _FAST)
+    model, steps = description.get("model") or {}, description.get("pre_tokenizer") or {}
     added = {token["content"]: token["id"] for token in description.get("added_tokens") or []}
     byte_level = steps.get("type") == "ByteLevel" and steps.get("use_regex", True)
     plain = not description.get("normalizer") and not model.get("continuing_subword_prefix")
     if model.get("type", "BPE") == "BPE" and byte_level and plain:
-        pairs = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+        pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
         merges = read_merges("\n".join(pairs))
         return _byte_level(path, model["vocab"] | added, merges, steps["add_prefix_space"])
-    vocabulary = {symbol: index for index, symbol in enumerate(bpe.symbols) if symbol} | added
+    bpe = TokenizerJSON((path / _FAST).read_text(encoding="utf-8"))
+    vocabulary = bpe.vocabulary | added
     vocabulary |= _added_tokens(path, vocabulary)
     words = _special_words(path)
     mask = words.pop("mask")

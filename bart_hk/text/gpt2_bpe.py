@@ -60,12 +60,17 @@ class GPT2BPE:
         # Of every index that `indices` gives.
         self.symbols = [*self.tokens.values(), "<unk>"]
         self.token_of = {symbol: token for token, symbol in self.tokens.items()}
+        for first, second in self.merges:
+            for token in (first, second, first + second):
+                if token not in self.tokens:
+                    raise ValueError(
+                        f"the merge {first!r} {second!r} needs {token!r}, which is not in the "
+                        f"vocabulary: the two belong to different tokenizers"
+                    )
         vocabulary = {token: index for index, token in enumerate((*self.tokens, _UNKNOWN))}
-        try:
-            model = models.BPE(vocab=vocabulary, merges=self.merges, unk_token=_UNKNOWN)
-        except Exception as error:  # the library has no class of its own for this
-            raise ValueError(f"the merges do not fit the vocabulary: {error}") from None
-        self._tokenizer = Tokenizer(model)
+        self._tokenizer = Tokenizer(
+            models.BPE(vocab=vocabulary, merges=self.merges, unk_token=_UNKNOWN)
+        )
         self._tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
 
     def indices(self, texts: Sequence[str]) -> list[list[int]]:

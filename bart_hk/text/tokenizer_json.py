@@ -26,12 +26,16 @@ class TokenizerJSON:
             }
             self._tokenizer = Tokenizer.from_str(json.dumps(description))
         except Exception as error:  # the library has no class of its own for this
-            raise ValueError(f"not a tokenizer.json of the tokenizers library: {error}") from None
-        # Where there is no special token among the added ones, the model's own may still be there.
-        vocabulary = self._tokenizer.get_vocab()
-        self.symbols = [""] * (max(vocabulary.values(), default=-1) + 1)
-        for token, index in vocabulary.items():
-            self.symbols[index] = token
+            raise ValueError(
+                f"tokenizer.json is not of the tokenizers library, or damaged: {error}"
+            ) from None
+        self.vocabulary = self._tokenizer.get_vocab()
+        # A model may still know its special tokens as pieces that a text can hold.
+        special = {token["content"] for token in added if token["special"]}
+        self.symbols = ["<unk>"] * (max(self.vocabulary.values(), default=-1) + 1)
+        for token, index in self.vocabulary.items():
+            if token not in special:
+                self.symbols[index] = token
 
     def indices(self, texts: Sequence[str]) -> list[list[int]]:
         """Per text, the positions in `symbols` of its tokens; many texts use all cores."""

@@ -1,0 +1,160 @@
+"""The shipped GPT-2 BPE against what the real fairseq gave (tools/goldens/text.py)."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bart_hk.text import GPT2BPE, Dictionary, TextEncoder
+from bart_hk.text.gpt2_bpe import BYTE_ALPHABET, gpt2_symbols, read_merges
+
+
+@pytest.fixture(scope="module")
+def large() -> TextEncoder:
+    return TextEncoder.gpt2("bart.large")
+
+
+@pytest.fixture(scope="module")
+def base() -> TextEncoder:
+    return TextEncoder.gpt2("bart.base")
+
+
+@pytest.fixture(scope="module")
+def recorded(golden):
+    return golden("text/text.json")
+
+
+def test_ids_are_fairseqs(large, base, recorded):
+    texts = [text for text, *_ in recorded["encoded"]]
+    ids = [ids for _, ids, *_ in recorded["encoded"]]
+    assert len(texts) > 300 and "" in texts
+    assert large.encode_batch(texts) == ids
+    assert base.encode_batch(texts) == ids
+    assert [large.encode(text) for text in texts] == ids
+
+
+def test_texts_come_back_where_fairseqs_do(large, recorded):
+    for text, ids, *changed in recorded["encoded"]:
+        assert large.decode(ids) == (changed[0] if changed else text)
+
+
+def test_any_ids_decode_to_fairseqs_text(large, recorded):
+    assert len(recorded["decoded"]) == 100
+    for ids, text in recorded["decoded"]:
+        assert large.decode(ids) == text
+    joined = "".join(text for _, text in recorded["decoded"])
+    assert "<mask>" in joined and "<unk>" in joined and "\ufffd" in joined
+
+
+def test_every_kind_of_character_is_cut_as_fairseq_cuts_it(large, recorded):
+    points = [*range(0xD800), *range(0xE000, 0x10000), *range(0x10000, 0x110000, 64)]
+    rows = large.encode_batch([f"{chr(point)} {chr(point)}1" for point in points])
+    ids = np.array([i for row in rows for i in row], "<i4")
+    assert len(ids) == recorded["code_points"]["count"]
+    assert hashlib.sha256(ids.tobytes()).hexdigest() == recorded["code_points"]["sha256"]
+
+
+def test_the_examples_of_fairseqs_documentation(large):
+    assert large.encode("Hello world") == [31414, 232]
+    assert large.encode(" world") == [232]
+    assert large.encode("world") == [8331]
+    assert large.encode("Hello world!") == [31414, 232, 328]
+    assert large.bpe.encode("Hello world") == "15496 995"
+    assert large.bpe.decode("15496 995") == "Hello world"
+    assert large.bpe.is_beginning_of_word("995") and not large.bpe.is_beginning_of_word("15496")
+
+
+def test_layouts_differ_in_fillers_and_mask_alone(large, base):
+    assert (len(large.dictionary), large.mask_id) == (50265, 50264)
+    assert (len(base.dictionary), base.mask_id) == (51201, 51200)
+    assert base.dictionary.symbols[:50264] == large.dictionary.symbols[:50264]
+    fillers = base.dictionary.symbols[50264:51200]
+    assert fillers == [f"madeupword{number:04d}" for number in range(3, 939)]
+    with pytest.raises(ValueError, match=r"layout 'bart.huge' is not one of bart.large, bart.base"):
+        TextEncoder.gpt2("bart.huge")
+
+
+def test_gpt2s_ids_follow_from_its_merges():
+    symbols = gpt2_symbols()
+    assert len(symbols) == 50257
+    assert (symbols["!"], symbols["\u0120"], symbols["\u0120the"]) == ("0", "220", "262")
+    assert symbols["<|endoftext|>"] == "50256"
+
+
+def test_special_symbols_in_a_text_are_ordinary_characters(large):
+    text = "<s> <mask></s><pad> <unk>"
+    ids = large.encode(text)
+    assert not {0, 1, 2, 3, 50264} & set(ids)
+    assert large.decode(ids) == text
+
+
+def test_decode_leaves_out_padding_and_keeps_the_rest(large, base):
+    assert large.decode([0, 31414, 2, 1, 1]) == "Hello"
+    assert large.decode([31414, 50264, 3, 99999, -1]) == "Hello<mask><unk><unk><unk>"
+    assert base.decode([31414, 50264, 51200]) == "Hellomadeupword0003<mask>"
+    assert large.decode([]) == large.decode([0, 2]) == ""
+    assert large.decode(np.array([31414, 232], np.int32)) == "Hello world"
+
+
+def test_encoding_never_changes_the_dictionary(large):
+    before = len(large.dictionary)
+    large.encode("\u2603 unheard-of zxqv \x00")
+    assert len(large.dictionary) == before
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.text(st.characters(codec="utf-8")), max_size=4))
+def test_any_text_comes_back(large, texts):
+    rows = large.encode_batch(texts)
+    assert rows == [large.encode(text) for text in texts]
+    assert [large.decode(row) for row in rows] == texts
+    assert [large.bpe.decode(large.bpe.encode(text)) for text in texts] == texts
+
+
+def test_what_is_no_text_is_named(large):
+    with pytest.raises(TypeError, match="text 1 is a int, not a str: 5"):
+        large.encode_batch(["a", 5])
+    with pytest.raises(TypeError, match="takes a list of texts"):
+        large.encode_batch("a")
+    with pytest.raises(ValueError, match=r"lone surrogate '\\ud800' at 1"):
+        large.encode("a\ud800")
+    assert large.encode_batch([]) == []
+
+
+def test_a_dictionary_that_lacks_symbols_gives_unk(large):
+    dictionary = Dictionary()
+    dictionary.add_symbol("995")  # " world"
+    encoder = TextEncoder(large.bpe, dictionary)
+    assert encoder.encode("Hello world") == [3, 4]
+    assert encoder.decode([3, 4]) == "<unk> world"
+    assert encoder.mask_id is None
+
+
+def test_bytes_outside_a_small_vocabulary_become_unk():
+    bpe = GPT2BPE({"a": "a", "b": "b", "ab": "ab"}, [("a", "b")])
+    assert bpe.encode("ab ba\u00e9") == "ab <unk> b a <unk> <unk>"
+    encoder = TextEncoder(bpe, Dictionary.from_symbols(["<pad>", "<unk>", "a", "b", "ab"]))
+    assert encoder.encode("ab!") == [4, 1]
+    without_unk = TextEncoder(bpe, Dictionary.from_symbols(["a", "b", "ab"]))
+    assert without_unk.encode("ab") == [2]
+    with pytest.raises(ValueError, match="outside the vocabulary, which has no '<unk>'"):
+        without_unk.encode("ab!")
+
+
+def test_prefix_space():
+    tokens = {character: character for character in BYTE_ALPHABET.values()}
+    bpe = GPT2BPE(tokens, [], add_prefix_space=True)
+    assert bpe.encode("ab") == "\u0120 a b" and bpe.encode(" ab") == "\u0120 a b"
+
+
+def test_merges_are_checked():
+    assert read_merges("#version: 0.2\na b\nab c\n") == [("a", "b"), ("ab", "c")]
+    assert read_merges("a b") == [("a", "b")]
+    with pytest.raises(ValueError, match="merge 2, 'a b c', is not a pair"):
+        read_merges("#version: 0.2\na b\na b c\n")
+    with pytest.raises(ValueError, match="the merge 'a' 'b' needs 'ab', which is not in the voc"):
+        GPT2BPE({"a": "a", "b": "b"}, [("a", "b")])
+    with pytest.raises(ValueError, match="the merge 'a' 'b' needs 'b'"):
+        GPT2BPE({"a": "a", "ab": "ab"}, [("a", "b")])
