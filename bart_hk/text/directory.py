@@ -172,6 +172,7 @@ def save(encoder: TextEncoder, directory: str | PathLike, model_max_length: int 
     fairseq = False
     if isinstance(bpe, GPT2BPE):
         # A token that the dictionary lacks has the id of <unk>, which <unk> itself, later, keeps.
+        # (transformers' fast class, unlike its slow one, then merges wrongly.)
         vocabulary = {t: dictionary.index(s) for t, s in bpe.tokens.items() if s not in dictionary}
         vocabulary |= {bpe.token_of.get(s, s): i for s, i in dictionary.indices.items()}
         files["vocab.json"] = _json_text(vocabulary)
