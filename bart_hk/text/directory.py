@@ -3,10 +3,9 @@
 import json
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bart_hk.text.dictionary import Dictionary, token_ids
-from bart_hk.text.encoder import TextEncoder
 from bart_hk.text.gpt2_bpe import (
     GPT2BPE,
     Merges,
@@ -40,8 +39,20 @@ _ALL = {*_DICTIONARIES, *_MODELS, *_SETTINGS, *(name for pair in _PAIRS for name
 _SPECIALS = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}
 
 
-def load(directory: str | PathLike) -> TextEncoder:
-    """`TextEncoder.load`. A fairseq `dict.txt` wins, then SentencePiece, then byte-level BPE."""
+class Tokenizer(NamedTuple):
+    """What a `TextEncoder` is made of, under its names."""
+
+    bpe: Any  # one of the three that are imported here
+    dictionary: Dictionary
+    mask: str = "<mask>"
+    tokenizer_class: str = "BartTokenizer"
+
+
+def load(directory: str | PathLike) -> Tokenizer:
+    """What the files say. A fairseq `dict.txt` wins, then SentencePiece, then byte-level BPE.
+
+    The errors are those of `TextEncoder.load`.
+    """
     path = Path(directory)
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is not a directory, so it holds no tokenizer files")
@@ -73,7 +84,7 @@ def load(directory: str | PathLike) -> TextEncoder:
 
 def _load_fairseq(
     path: Path, dictionary_file: Path, model_file: Path | None, pair: tuple[str, str] | None
-) -> TextEncoder:
+) -> Tokenizer:
     dictionary = Dictionary.load(dictionary_file)
     # fairseq's tasks add <mask>; a model without it says so in the settings that `save` writes.
     if _read_json(path / "tokenizer_config.json").get("mask_token", "<mask>") is not None:
@@ -86,8 +97,11 @@ def _load_fairseq(
         vocabulary = _read_vocabulary(path / pair[0])
         merges = read_merges((path / pair[1]).read_text(encoding="utf-8"))
         symbols = {token: str(index) for token, index in vocabulary.items()}
-        # Most often these are GPT-2's own files.
-        shipped = symbols == gpt2_symbols() and merges == list(gpt2_merges())
+        # Most often these are GPT-2's own files; a vocab.json may be Hugging Face's of the same
+        # model, whose ids are those of the dictionary.
+        decimals = {gpt2_symbols().get(token, token): i for token, i in vocabulary.items()}
+        listed = all(dictionary.indices.get(symbol, i) == i for symbol, i in decimals.items())
+        shipped = merges == list(gpt2_merges()) and (listed or symbols == gpt2_symbols())
         bpe, files = gpt2_bpe() if shipped else GPT2BPE(symbols, merges), " + ".join(pair)
     else:
         bpe, files = gpt2_bpe(), "GPT-2's BPE, the one in use where there are no BPE files"
@@ -99,22 +113,22 @@ def _load_fairseq(
             f"SentencePiece model beside it that it was made with"
         )
     layout = "BartTokenizer" if model_file is None else FAIRSEQ_IDS
-    return TextEncoder(bpe, dictionary, tokenizer_class=layout)
+    return Tokenizer(bpe, dictionary, tokenizer_class=layout)
 
 
-def _load_pieces(path: Path, model_file: Path, layout: str) -> TextEncoder:
+def _load_pieces(path: Path, model_file: Path, layout: str) -> Tokenizer:
     bpe = SentencePieceBPE(model_file)
     dictionary = bpe.dictionary(layout)
     if layout == OWN_IDS:
         added = _added_tokens(path, dictionary.indices)
         words = {name: getattr(dictionary, f"{name}_word") for name in ("bos", "pad", "eos", "unk")}
         dictionary = Dictionary.from_symbols(token_ids(dictionary.indices | added), **words)
-    return TextEncoder(bpe, dictionary, _special_words(path)["mask"], layout)
+    return Tokenizer(bpe, dictionary, _special_words(path)["mask"], layout)
 
 
 def _byte_level(
     path: Path, vocabulary: dict[str, int], merges: Merges, add_prefix_space: bool
-) -> TextEncoder:
+) -> Tokenizer:
     added = _added_tokens(path, vocabulary)
     vocabulary = vocabulary | added
     tokens = token_ids(vocabulary)
@@ -130,14 +144,14 @@ def _byte_level(
     specials = [_SPECIALS[name] for name in ("bos", "pad", "eos", "unk")]
     if tokens[:4] == specials and not add_prefix_space and list(merges) == list(gpt2_merges()):
         decimals = [gpt2_symbols().get(token, token) for token in tokens]
-        return TextEncoder(gpt2_bpe(), Dictionary.from_symbols(decimals), mask)
+        return Tokenizer(gpt2_bpe(), Dictionary.from_symbols(decimals), mask)
     outside = {*words.values(), mask, *added}
     symbols = {token: token for token in tokens if token in vocabulary and token not in outside}
     bpe = GPT2BPE(symbols, merges, add_prefix_space=add_prefix_space)
-    return TextEncoder(bpe, Dictionary.from_symbols(tokens, **words), mask)
+    return Tokenizer(bpe, Dictionary.from_symbols(tokens, **words), mask)
 
 
-def _load_tokenizer_json(path: Path) -> TextEncoder:
+def _load_tokenizer_json(path: Path) -> Tokenizer:
     description = _read_json(path / _FAST)
     model, steps = description.get("model") or {}, description.get("pre_tokenizer") or {}
     added = {token["content"]: token["id"] for token in description.get("added_tokens") or []}
@@ -153,18 +167,18 @@ def _load_tokenizer_json(path: Path) -> TextEncoder:
     words = _special_words(path)
     mask = words.pop("mask")
     dictionary = Dictionary.from_symbols(token_ids(vocabulary), **words)
-    return TextEncoder(bpe, dictionary, mask, _FAST_CLASS)
+    return Tokenizer(bpe, dictionary, mask, _FAST_CLASS)
 
 
-def save(encoder: TextEncoder, directory: str | PathLike, model_max_length: int | None) -> None:
-    """`TextEncoder.save`. Files of another tokenizer are removed: `load` could prefer them."""
+def save(tokenizer: Tokenizer, directory: str | PathLike, model_max_length: int | None) -> None:
+    """Writes the files. Those of another tokenizer are removed: `load` could prefer them."""
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
-    bpe, dictionary = encoder.bpe, encoder.dictionary
+    bpe, dictionary, mask, tokenizer_class = tokenizer
     files: dict[str, str | bytes] = {}
-    settings: dict[str, Any] = {"tokenizer_class": encoder.tokenizer_class}
+    settings: dict[str, Any] = {"tokenizer_class": tokenizer_class}
     words = {name: getattr(dictionary, f"{name}_word") for name in ("bos", "pad", "eos", "unk")}
-    words |= {"cls": words["bos"], "sep": words["eos"], "mask": encoder.mask}
+    words |= {"cls": words["bos"], "sep": words["eos"], "mask": mask}
     for name, word in words.items():
         settings[f"{name}_token"] = word if word in dictionary else None
     if model_max_length is not None:
@@ -184,8 +198,8 @@ def save(encoder: TextEncoder, directory: str | PathLike, model_max_length: int 
             files["encoder.json"] = _json_text({t: int(s) for t, s in bpe.tokens.items()})
     elif isinstance(bpe, SentencePieceBPE):
         files[_MODELS[0]] = bpe.model
-        fairseq = encoder.tokenizer_class == FAIRSEQ_IDS
-        if encoder.tokenizer_class == OWN_IDS:
+        fairseq = tokenizer_class == FAIRSEQ_IDS
+        if tokenizer_class == OWN_IDS:
             extra = dictionary.symbols[len(bpe.symbols) :]
             settings["added_tokens_decoder"] = {
                 str(index): {"content": symbol, "special": True}

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from bart_hk.text import directory as directory_files
 from bart_hk.text.dictionary import Dictionary
 from bart_hk.text.gpt2_bpe import GPT2_SIZES, gpt2_bpe, gpt2_dictionary
 
@@ -69,18 +70,15 @@ class TextEncoder:
         Raises FileNotFoundError, naming what was looked for, where there are none, and ValueError
         where they are damaged or do not belong together.
         """
-        from bart_hk.text.directory import load  # reads any kind, so it imports all of them
-
-        return load(directory)
+        return cls(*directory_files.load(directory))
 
     def save(self, directory: str | PathLike, model_max_length: int | None = None) -> None:
         """Writes the files from which `load` and transformers make the same encoder again.
 
         `model_max_length` is what transformers truncates to when it is asked to truncate.
         """
-        from bart_hk.text.directory import save
-
-        save(self, directory, model_max_length)
+        parts = (self.bpe, self.dictionary, self.mask, self.tokenizer_class)
+        directory_files.save(directory_files.Tokenizer(*parts), directory, model_max_length)
 
     def fit(self, vocab_size: int) -> "TextEncoder":
         """This encoder for a model with so many embedding rows, checked.
@@ -152,8 +150,11 @@ class TextEncoder:
         """
         dictionary = self.dictionary
         dropped = (dictionary.bos_index, dictionary.eos_index, dictionary.pad_index)
-        indices = np.asarray(ids, np.int64).tolist()
-        return self.bpe.join([dictionary[index] for index in indices if index not in dropped])
+        array = np.asarray(ids, np.int64)
+        if array.ndim != 1:
+            raise ValueError(f"decode takes the ids of one text, not an array of {array.shape}")
+        symbols = [dictionary[index] for index in array.tolist() if index not in dropped]
+        return self.bpe.join(symbols)
 
 
 def _check_text(text: object, number: int) -> None:

@@ -96,6 +96,14 @@ def test_hugging_face_files_of_bart_have_fairseqs_symbols(tmp_path):
     assert again.dictionary == encoder.dictionary and again.mask_id == 50264
 
 
+def test_hugging_face_files_beside_a_fairseq_dictionary(tmp_path):
+    """Their vocab.json has the dictionary's ids, not the GPT-2 ids that the dictionary lists."""
+    encoder = TextEncoder.gpt2("bart.base")
+    encoder.save(tmp_path)
+    (tmp_path / "encoder.json").unlink()
+    assert same(TextEncoder.load(tmp_path), encoder)
+
+
 def test_special_tokens_have_the_names_and_ids_of_the_directory(tmp_path, small):
     learnt = small.dictionary.symbols[4:-1]
     symbols = ["[PAD]", *learnt, "[MASK]", "[B]", "[E]", "[UNK]"]

@@ -121,6 +121,8 @@ def test_what_is_no_text_is_named(large):
     with pytest.raises(ValueError, match=r"lone surrogate '\\ud800' at 1"):
         large.encode("a\ud800")
     assert large.encode_batch([]) == []
+    with pytest.raises(ValueError, match=r"the ids of one text, not an array of \(1, 2\)"):
+        large.decode([[0, 2]])
 
 
 def test_a_dictionary_that_lacks_symbols_gives_unk(large):
