@@ -12,7 +12,7 @@ from typing import Any
 
 
 class Activation(enum.StrEnum):
-    """Activation functions that a BART's config can name, in fairseq's and Hugging Face's spelling."""
+    """What a BART's config can name, in fairseq's and Hugging Face's spelling."""
 
     relu = "relu"
     gelu = "gelu"  # exact, through erf
@@ -99,8 +99,6 @@ class BARTConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         for side in ("encoder", "decoder"):
-            if getattr(self, f"{side}_layers") < 0:
-                raise ValueError(f"{side}_layers must not be negative")
             heads = getattr(self, f"{side}_attention_heads")
             if self.encoder_embed_dim % heads:
                 raise ValueError(
@@ -138,8 +136,10 @@ _POSITIVE = (
     "vocab_size",
     "encoder_embed_dim",
     "encoder_ffn_embed_dim",
+    "encoder_layers",
     "encoder_attention_heads",
     "decoder_ffn_embed_dim",
+    "decoder_layers",
     "decoder_attention_heads",
     "max_source_positions",
     "max_target_positions",
