@@ -26,6 +26,7 @@ def fairseq_bart(fields: dict[str, Any]) -> BARTModel:
     """fairseq's BARTModel with BARTConfig's `fields` (their names are fairseq's), in eval mode."""
     args = Namespace(**fields)
     args.decoder_embed_dim = args.encoder_embed_dim
+    args.task = "denoising"  # loading a state asks for it
     dictionary = fairseq_dictionary(args.__dict__.pop("vocab_size"))
     bart_large_architecture(args)  # fills in what is not given
     task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary)

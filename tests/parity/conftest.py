@@ -1,0 +1,26 @@
+"""Live comparisons: the oracle (real fairseq, transformers, torch) runs as a subprocess."""
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Callable[[str, Path], None]:
+    """`oracle("oracle_model.py", folder)` runs that script beside this file on a folder, through
+    which it exchanges files with the test. `$BART_HK_ORACLE` names the interpreter."""
+    # Relative to the repository; not resolved, for a virtual environment's python is a link.
+    interpreter = str(ROOT / os.environ["BART_HK_ORACLE"])
+
+    def run(script: str, folder: Path) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "tools" / "goldens")}
+        command = [interpreter, str(Path(__file__).parent / script), str(folder)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    return run
