@@ -1,0 +1,306 @@
+"""Measures bart_hk against named peers, in one run on one machine: `python tools/benchmark.py`.
+
+    encode   the encoder's forward pass, 8 rows of 128 ids
+    greedy   greedy search to 64 tokens from those rows
+    beam     the same with 4 beams
+    stream   extract_features, then predict, over 500 real sentences of mixed length
+    start    the time to a first answer, with an empty and with a filled compilation cache
+
+bart.base's shapes, random weights, float32, CPU. Each peer has a process of its own with the same
+number of threads (`benchmark_peers.py`). Before anything is timed, all of them must have computed
+the same. Warm-up apart, the peers take turns, round after round, so that a change of the machine's
+mood meets all of them. Run it on a machine that does nothing else.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bart_hk.data.batching import bucket
+from bart_hk.data.readers import read_examples
+from bart_hk.text import TextEncoder
+
+ROOT = Path(__file__).resolve().parent.parent
+PEERS = ("bart_hk", "torch", "flax", "ctranslate2")
+JOBS = {
+    "encode": ("encode",),
+    "greedy": ("greedy",),
+    "beam": ("beam",),
+    "stream": ("extract_features", "predict"),
+}
+SKIPS = {("ctranslate2", job) for job in ("encode", "extract_features", "predict")}
+ROWS, LENGTH, SENTENCES = 8, 128, 500
+TOLERANCE = 1e-4  # of features and log-probabilities; ids are equal
+PAUSE = 0.3  # seconds for a peer's spinning threads to fall asleep before the next one's turn
+
+
+class Process:
+    """A peer in its own process, asked one thing at a time."""
+
+    def __init__(
+        self, name: str, python: str, folder: Path, threads: int, cache: str | None = None
+    ) -> None:
+        command = [python, str(ROOT / "tools" / "benchmark_peers.py"), name, folder, str(threads)]
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        if cache is None:  # what is measured was compiled here and now
+            environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+        else:
+            environment["JAX_COMPILATION_CACHE_DIR"] = cache
+            environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        self.name = name
+        self.log = (folder / f"{name}.log").open("w+")
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=environment,
+        )
+        self.versions: dict[str, str] = self._answer()["versions"]
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            self.log.seek(0)
+            raise SystemExit(f"{self.name} ended:\n{self.log.read()[-3000:]}")
+        return json.loads(line)
+
+    def run(self, job: str, keep: str | None = None) -> dict[str, Any]:
+        """Does a job once; the answer holds its seconds. The result goes to the file `keep`."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"job": job, "keep": keep}) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        self.process.communicate()  # the end of its input ends it
+        self.log.close()
+
+
+def prepare(folder: Path, python: str, threads: int) -> dict[str, Any]:
+    """Models and inputs in `folder`, unless an earlier run left them there; gives the inputs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = TextEncoder.gpt2("bart.large")
+    if not (folder / "made").exists():
+        print("Making random models of bart.base's shapes", file=sys.stderr)
+        script = str(ROOT / "tools" / "benchmark_peers.py")
+        quiet = {**os.environ, "PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error"}
+        subprocess.run([python, script, "make", folder, str(threads)], check=True, env=quiet)
+        for model in ("generation", "classification"):
+            text.save(folder / model)
+        (folder / "made").touch()
+    random_ids = np.random.default_rng(0).integers(4, 50264, (ROWS, LENGTH))
+    random_ids[:, 0], random_ids[:, -1] = 0, 2
+    reviews = read_examples(ROOT / "bart_hk" / "data" / "sentence_polarity" / "test.tsv.gz")
+    sentences = [sentence for (sentence,) in reviews.texts[:SENTENCES]]
+    stream = [[0, *ids, 2] for ids in text.encode_batch(sentences)]
+    inputs = {"source": random_ids.tolist(), "stream": stream}
+    (folder / "inputs.json").write_text(json.dumps(inputs))
+    return inputs
+
+
+def check_same(job: str, results: dict[str, np.ndarray]) -> None:
+    """Ends the run where two peers did not compute the same."""
+    first, *others = results
+    expected = comparable(results[first])
+    for name in others:
+        found = comparable(results[name])
+        if found.shape != expected.shape:
+            raise SystemExit(f"{job}: {name} gives {found.shape}, {first} {expected.shape}")
+        if np.issubdtype(expected.dtype, np.integer):
+            different = int((found != expected).any(axis=(1, 2)).sum())
+            if different:
+                raise SystemExit(f"{job}: {name} and {first} differ in {different} rows of ids")
+        elif not np.allclose(found, expected, rtol=0, atol=TOLERANCE):
+            worst = np.abs(found - expected).max()
+            raise SystemExit(f"{job}: {name} and {first} differ by up to {worst:.1e}")
+
+
+def comparable(result: np.ndarray) -> np.ndarray:
+    """Ids [B, W, T] with each row's hypotheses in one order, since peers rank them each in its own
+    way (fairseq counts the forced `</s>`, the others do not); anything else as it is."""
+    if not np.issubdtype(result.dtype, np.integer):
+        return result
+    return np.stack([np.asarray(sorted(map(tuple, row))) for row in result])
+
+
+def measure(
+    jobs: list[str], processes: list[Process], folder: Path, rounds: int
+) -> dict[str, dict[str, list[float]]]:
+    """Seconds by job and peer, one for each round."""
+    seconds: dict[str, dict[str, list[float]]] = {}
+    for job in jobs:
+        able = [process for process in processes if (process.name, job) not in SKIPS]
+        results = {}
+        for process in able:
+            print(f"{job}: {process.name} warms up", file=sys.stderr)
+            process.run(job, f"{process.name}-{job}.npy")
+            results[process.name] = np.load(folder / f"{process.name}-{job}.npy")
+        check_same(job, results)
+        seconds[job] = {process.name: [] for process in able}
+        for number in range(rounds):
+            print(f"{job}: round {number + 1} of {rounds}", file=sys.stderr)
+            turn = number % len(able)  # nobody always comes after the same neighbour
+            for process in able[turn:] + able[:turn]:
+                time.sleep(PAUSE)
+                seconds[job][process.name].append(process.run(job)["seconds"])
+    return seconds
+
+
+def count_compilations(process: Process, stream: list[list[int]]) -> dict[str, Any]:
+    """What a process that has not seen the stream compiles for it: which function, how often.
+
+    Ends the run where a function was compiled more often than there are buckets, or again at a
+    second pass.
+    """
+    buckets = {bucket(len(row)) for row in stream}
+    found: dict[str, Any] = {"buckets": len(buckets)}
+    before: dict[str, int] = {}
+    for job in JOBS["stream"]:
+        after = process.run(job)["compiled"]
+        found[job] = {n: c - before.get(n, 0) for n, c in after.items() if c > before.get(n, 0)}
+        most = max(found[job].values(), default=0)
+        if most > len(buckets):
+            raise SystemExit(f"{job}: compiled {found[job]} for {len(buckets)} buckets")
+        before = after
+    for job in JOBS["stream"]:
+        if process.run(job)["compiled"] != before:
+            raise SystemExit(f"{job}: compiled again for a stream that it had seen")
+    return found
+
+
+def time_start(folder: Path, threads: int) -> dict[str, float]:
+    """Seconds from nothing to a new process's first answers: without and with compiled programs."""
+    found = {}
+    with tempfile.TemporaryDirectory() as cache:
+        for state in ("empty cache", "filled cache"):
+            print(f"start: {state}", file=sys.stderr)
+            start = time.perf_counter()
+            process = Process("bart_hk", sys.executable, folder, threads, cache)
+            process.run("first")
+            found[state] = time.perf_counter() - start
+            process.close()
+    return found
+
+
+def machine(threads: int) -> str:
+    """The processor, and how many threads each peer had."""
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line for line in lines if line.startswith("model name")).partition(": ")[2]
+    except (OSError, StopIteration):
+        pass
+    return f"{model}, {threads} threads, Python {platform.python_version()}"
+
+
+def table(seconds: dict[str, dict[str, list[float]]]) -> list[str]:
+    """Markdown: medians, the range of all rounds, and how many times as long as bart_hk."""
+    lines = [
+        "| job | peer | median | fastest to slowest | times bart_hk |",
+        "|---|---|--:|--:|--:|",
+    ]
+    for job, peers in seconds.items():
+        medians = {name: statistics.median(values) for name, values in peers.items()}
+        for name, values in peers.items():
+            ratio = f"{medians[name] / medians['bart_hk']:.2f}" if "bart_hk" in medians else ""
+            spread = f"{min(values):.3f} to {max(values):.3f} s"
+            lines.append(f"| {job} | {name} | {medians[name]:.3f} s | {spread} | {ratio} |")
+    return lines
+
+
+def report(results: dict[str, Any]) -> str:
+    """What the run found, as Markdown."""
+    versions = sorted(
+        {f"{n} {v}" for peer in results["versions"].values() for n, v in peer.items()}
+    )
+    lines = [f"{results['machine']}; {', '.join(versions)}; {results['rounds']} rounds.", ""]
+    if results["seconds"]:
+        lines += [*table(results["seconds"]), ""]
+    if compilations := results.get("compilations"):
+        for job in JOBS["stream"]:
+            names = ", ".join(f"{name} {count}" for name, count in compilations[job].items())
+            number = sum(compilations[job].values())
+            lines.append(
+                f"{job} compiled {number} programs ({names}) for {SENTENCES} sentences in "
+                f"{compilations['buckets']} buckets of length, and none at the second pass."
+            )
+        lines.append("")
+    if start := results.get("start"):
+        times = ", ".join(f"{value:.1f} s with an {state}" for state, value in start.items())
+        lines.append(f"From starting Python to the first features and 64 greedy tokens: {times}.")
+    return "\n".join(lines).replace("an filled", "a filled").rstrip()
+
+
+def main(argv: list[str] | None = None) -> int:
+    summary = (__doc__ or "").split("\n\n")
+    parser = argparse.ArgumentParser(
+        description=summary[0], epilog=summary[1], formatter_class=argparse.RawTextHelpFormatter
+    )
+    known = [*JOBS, "start"]
+    parser.add_argument("jobs", nargs="*", metavar="JOB", help=f"of {', '.join(known)}; or all")
+    parser.add_argument("--only", metavar="PEER,...", help=f"of {', '.join(PEERS)}; or all")
+    parser.add_argument("--rounds", type=int, help="default: 7, of the stream 3")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--folder", type=Path, default=ROOT / ".cache" / "benchmark")
+    parser.add_argument("--json", type=Path, help="default: FOLDER/results.json")
+    parser.add_argument("--peers-python", default=str(ROOT / ".venv-peers" / "bin" / "python"))
+    args = parser.parse_args(argv)
+    wanted = args.jobs or known
+    names = args.only.split(",") if args.only else list(PEERS)
+    for kind, given, allowed in (("job", wanted, known), ("peer", names, PEERS)):
+        for name in given:
+            if name not in allowed:
+                parser.error(f"no {kind} {name!r}; there are: {', '.join(allowed)}")
+    if not Path(args.peers_python).exists():
+        parser.error(f"{args.peers_python} is missing: `make benchmark` makes it")
+
+    inputs = prepare(args.folder, args.peers_python, args.threads)
+    results: dict[str, Any] = {
+        "machine": machine(args.threads),
+        "threads": args.threads,
+        "rounds": args.rounds or "7 (stream: 3)",
+        "versions": {},
+        "seconds": {},
+    }
+
+    def start(name: str) -> Process:
+        print(f"{name} starts", file=sys.stderr)
+        python = sys.executable if name == "bart_hk" else args.peers_python
+        process = Process(name, python, args.folder, args.threads)
+        results["versions"][name] = process.versions
+        return process
+
+    if "start" in wanted and "bart_hk" in names:
+        results["start"] = time_start(args.folder, args.threads)
+    if set(wanted) & set(JOBS):
+        processes = [start(name) for name in names]
+        for group in (name for name in JOBS if name in wanted):
+            if group == "stream" and "bart_hk" in names:
+                results["compilations"] = count_compilations(
+                    processes[names.index("bart_hk")], inputs["stream"]
+                )
+            rounds = args.rounds or (3 if group == "stream" else 7)
+            found = measure(list(JOBS[group]), processes, args.folder, rounds)
+            results["seconds"].update(found)
+        for process in processes:
+            process.close()
+    (args.json or args.folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(report(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
