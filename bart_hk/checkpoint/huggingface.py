@@ -293,7 +293,8 @@ def read_model(directory: str | Path, dtype: Any = None) -> ModelFiles:
         heads[head] = _read_head(config, weights, used, prefix, about)
     _check_unused(weights, used)
     more = {key: value for key, value in extras.items() if key not in _OWN_EXTRAS}
-    others = {k: v for k, v in (generation or {}).items() if k not in _GENERATION_IDS}
+    not_settings = {*_GENERATION_IDS, "_from_model_config", "transformers_version"}
+    others = {k: v for k, v in (generation or {}).items() if k not in not_settings}
     if others:
         more[_OTHER_GENERATION] = others
     return ModelFiles(config, params, heads, more)

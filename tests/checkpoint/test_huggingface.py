@@ -204,6 +204,23 @@ def test_what_transformers_wrote_is_written_alike(foreign, tmp_path, name):
     assert content.keys() - shared <= beside
 
 
+def test_other_generation_settings_are_kept(foreign, tmp_path):
+    directory = foreign()
+    path = directory / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_beams": 4}))
+    found = read_model(directory)
+    assert found.extras == {"generation_config": {"num_beams": 4}}
+    write_model(tmp_path / "ours", *vars(found).values())
+    assert json.loads((tmp_path / "ours" / path.name).read_text()) == {
+        "num_beams": 4,
+        "bos_token_id": 0,
+        "pad_token_id": 1,
+        "eos_token_id": 2,
+        "decoder_start_token_id": 2,
+        "forced_eos_token_id": 2,
+    }
+
+
 def test_the_prefix_may_be_absent(foreign, assert_equal):
     expected = read_model(foreign()).params
 
