@@ -15,7 +15,7 @@ VARIANTS = [
     {"share_all_embeddings": False},
     {"share_all_embeddings": False, "share_decoder_input_output_embed": False},
     {"final_logits_bias": True, "max_source_positions": 30, "position_offset": 5},
-    {"encoder_layers": 0, "decoder_layers": 3},
+    {"encoder_layers": 1, "decoder_layers": 3},
 ]
 
 
