@@ -34,8 +34,11 @@ class RunLog:
         if "tokens" in values:
             values["tokens_per_second"] = round(values["tokens"] / max(seconds, 1e-9))
         line = {"event": event, "update": update, **values, "seconds": round(seconds, 3)}
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(line).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(f"cannot write {self._file.name}: {error.strerror}") from None
         if self._writer is not None:
             _write_points(self._writer, event, update, values)
 

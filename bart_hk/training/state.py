@@ -125,6 +125,8 @@ def _fault(path: Path) -> str | None:
     try:
         manifest = files.read_json(path / _MANIFEST)
         for name in (_TENSORS, _PROGRESS):
+            if not (path / name).exists():
+                return f"{name} is missing"
             if _measure(path / name) != manifest.get(name):
                 return f"{name} is not what was written"
     except (OSError, ValueError) as error:

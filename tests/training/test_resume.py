@@ -1,0 +1,184 @@
+"""A run may be killed at any moment; the same command ends with the same bits."""
+
+import json
+import logging
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from bart_hk.checkpoint.huggingface import read_model
+from bart_hk.training import state
+from bart_hk.training.loop import train
+from tests.training.conftest import final_bytes, logged
+
+# Trains as argv[1] says and kills itself at the argv[3]-th call of the function argv[2]; no file
+# may grow beyond argv[4] bytes.
+RUNNER = """
+import functools, importlib, json, os, resource, signal, sys
+from bart_hk.training.loop import train
+
+config, name, count, limit = json.loads(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+if name:
+    module, _, function = name.rpartition(".")
+    module = importlib.import_module(module)
+    plain, calls = getattr(module, function), []
+
+    @functools.wraps(plain)
+    def fatal(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(*args, **kwargs)
+
+    setattr(module, function, fatal)
+train(config)
+"""
+
+
+def command(
+    config: dict, killer: str = "", count: int = 0, limit: int = resource.RLIM_INFINITY
+) -> list[str]:
+    return [sys.executable, "-c", RUNNER, json.dumps(config), killer, str(count), str(limit)]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What is compiled by one process is there for the next."""
+    cache = tmp_path_factory.mktemp("compiled")
+    return os.environ | {"XDG_CACHE_HOME": str(cache), "PYTHONPATH": os.getcwd()}
+
+
+def test_kills_inside_a_step_and_inside_a_checkpoints_write(
+    configured, finished, tmp_path, environment
+):
+    config = configured(tmp_path / "run", checkpoint={"save_interval_updates": 2})
+    killers = [
+        ("optax.apply_updates", 1),  # before the first update
+        ("os.replace", 1),  # among the first files that a save moves into place
+        ("os.replace", 12),
+        ("os.fsync", 30),  # while a save waits for the disk
+        ("bart_hk.checkpoint.files.write_json", 8),  # between the files of a save
+        ("hashlib.file_digest", 3),  # between a state's tensors and its manifest
+    ]
+    for killer, count in killers:
+        run = subprocess.run(command(config, killer, count), env=environment, capture_output=True)
+        assert run.returncode == -signal.SIGKILL, (killer, run.stderr.decode())
+    draw = random.Random()  # any moment will do
+    for _ in range(3):
+        process = subprocess.Popen(command(config), env=environment, stderr=subprocess.DEVNULL)
+        time.sleep(draw.uniform(1.0, 6.0))
+        process.kill()
+        process.wait()
+    subprocess.run(command(config), env=environment, check=True, capture_output=True)
+    assert final_bytes(tmp_path / "run") == final_bytes(finished)
+    assert logged(tmp_path / "run") == logged(finished)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(configured, tmp_path, environment):
+    config = configured(
+        tmp_path / "run", lr_scheduler={"_name": "fixed"}, optimization={"max_epoch": 1}
+    )
+    train(config)
+    before = read_model(tmp_path / "run")
+    config["optimization"]["max_epoch"] = 6
+    limit = 20_000  # bytes of any file: enough for the log, not for the parameters
+    run = subprocess.run(
+        command(config, limit=limit), env=environment, capture_output=True, text=True
+    )
+    last = run.stderr.strip().splitlines()[-1]
+    assert run.returncode == 1
+    assert last.startswith("OSError: cannot save in ") and "before is unchanged" in last
+    after = read_model(tmp_path / "run")
+    for x, y in zip(jax.tree.leaves(before.params), jax.tree.leaves(after.params), strict=True):
+        np.testing.assert_array_equal(x, y)
+    # With room again the run goes on, to the end of one that never stopped.
+    train(config)
+    other = configured(
+        tmp_path / "other", lr_scheduler={"_name": "fixed"}, optimization={"max_epoch": 6}
+    )
+    train(other)
+    assert final_bytes(tmp_path / "run") == final_bytes(tmp_path / "other")
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "a flipped bit": lambda state: flip_a_bit(state / "tensors.safetensors"),
+    "a flipped bit in the progress": lambda state: flip_a_bit(state / "progress.json"),
+    "a truncated file": lambda state: os.truncate(state / "tensors.safetensors", 1000),
+    "a missing file": lambda state: (state / "tensors.safetensors").unlink(),
+    "a spoilt manifest": lambda state: flip_a_bit(state / "manifest.json"),
+}
+
+
+def states(folder: Path) -> list[Path]:
+    return sorted((folder / "training").glob("update_*"), key=lambda path: int(path.name[7:]))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_state_is_skipped_for_the_one_before(
+    damage, configured, finished, tmp_path, caplog
+):
+    caplog.set_level(logging.INFO)
+    shutil.copytree(finished, tmp_path / "run")
+    before, newest = states(tmp_path / "run")
+    DAMAGES[damage](newest)
+    train(configured(tmp_path / "run", checkpoint={"save_interval_updates": 2}))
+    assert f"{newest} is damaged" in caplog.text
+    assert f"going on in {tmp_path / 'run'} after update {before.name[7:]}" in caplog.text
+    assert final_bytes(tmp_path / "run") == final_bytes(finished)
+
+
+def test_when_every_state_is_damaged_the_run_says_so(configured, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    for folder in states(tmp_path / "run"):
+        flip_a_bit(folder / "tensors.safetensors")
+    with pytest.raises(ValueError, match="every state in .* is damaged; remove it to begin again"):
+        train(configured(tmp_path / "run", checkpoint={"save_interval_updates": 2}))
+
+
+def tree(value: float) -> dict:
+    return {"a": np.full((2, 3), value, np.float32), "count": np.int32(value)}
+
+
+def test_states_are_kept_and_come_back(tmp_path):
+    assert state.load(tmp_path, tree(0)) is None
+    for update in (1, 2, 10):
+        state.save(tmp_path, update, tree(update), {"update": update, "best": 0.1})
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["update_10", "update_2"]
+    loaded, progress = state.load(tmp_path, tree(0))
+    np.testing.assert_array_equal(loaded["a"], np.full((2, 3), 10, np.float32))
+    assert loaded["count"] == 10 and loaded["count"].dtype == np.int32
+    assert progress == {"update": 10, "best": 0.1}
+
+
+def test_the_state_of_another_tree_is_refused(tmp_path):
+    state.save(tmp_path, 1, tree(1), {})
+    with pytest.raises(ValueError, match="another model or optimizer"):
+        state.load(tmp_path, {"b": np.zeros(3, np.float32)})
+    other = tree(1) | {"a": np.zeros((3, 2), np.float32)}
+    with pytest.raises(ValueError, match=r"\['a'\] has shape \(2, 3\), not \(3, 2\)"):
+        state.load(tmp_path, other)
+
+
+def test_a_folder_that_cannot_be_written(configured, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(
+        OSError, match="checkpoint.save_dir=.*file/run cannot be written: Not a dir"
+    ):
+        train(configured(tmp_path / "file" / "run"))
