@@ -373,7 +373,7 @@ class Run:
                     )
         elif (self.save_dir / "config.json").exists():
             raise ConfigError(
-                f"checkpoint.save_dir={self.save_dir} holds a model that no run of it wrote: choose "
+                f"checkpoint.save_dir={self.save_dir} holds a model that no run of it wrote; take "
                 "another directory, and name that model in checkpoint.restore_file to start from it"
             )
         else:
