@@ -37,8 +37,8 @@ class Generator:
 
     def __init__(self, bart: BART) -> None:
         self.bart = bart
-        self._begin = jax.jit(self._encode_and_begin, static_argnames=("rules", "length"))
-        self._grow = jax.jit(self._grow_to, static_argnames=("rules", "length"))
+        self._begin = jax.jit(self._encode_and_begin, static_argnames=("beam", "length"))
+        self._grow = jax.jit(self._grow_to, static_argnames=("beam", "length"))
         self._search = jax.jit(self._run, static_argnames="rules", donate_argnames="state")
         self._score = jax.jit(self._log_probs)
 
@@ -90,7 +90,6 @@ class Generator:
             raise ValueError(f"unkpen={options.unkpen} has no meaning: this model has no <unk>")
         rules = Rules(
             beam=min(options.beam, config.vocab_size - 1),
-            start=config.decoder_start_token_id,
             eos=config.eos_token_id,
             pad=config.pad_token_id,
             unk=config.unk_token_id,
@@ -210,25 +209,26 @@ class Generator:
         stages = buckets_up_to(self.bart.config.max_target_positions, STAGES)
         steps = int(limits.max_len.max()) + 1
         real = np.arange(len(src_tokens)) < real_rows
-        state = self._begin(params, src_tokens, real, rules=rules, length=stages[0])
+        state = self._begin(params, src_tokens, real, beam=rules.beam, length=stages[0])
         state = self._search(params, state, limits, rules=rules)
         for room, length in zip(stages, stages[1:], strict=False):
             if room >= steps or bool(state.done.all()):
                 break
-            state = self._grow(state, rules=rules, length=length)
+            state = self._grow(state, beam=rules.beam, length=length)
             state = self._search(params, state, limits, rules=rules)
         return state
 
     # The methods below are compiled.
 
     def _encode_and_begin(
-        self, params: Params, src_tokens: jax.Array, real: jax.Array, rules: Rules, length: int
+        self, params: Params, src_tokens: jax.Array, real: jax.Array, beam: int, length: int
     ) -> State:
-        cache = self.bart.start(params, self.bart.encode(params, src_tokens), rules.beam, length)
-        return search.begin(real, src_tokens.shape[1], length, cache, rules)
+        cache = self.bart.start(params, self.bart.encode(params, src_tokens), beam, length)
+        start = self.bart.config.decoder_start_token_id
+        return search.begin(real, src_tokens.shape[1], length, cache, beam, start)
 
-    def _grow_to(self, state: State, rules: Rules, length: int) -> State:
-        return search.grow(state, length, extend(state.cache, length, rules.beam))
+    def _grow_to(self, state: State, beam: int, length: int) -> State:
+        return search.grow(state, length, extend(state.cache, length, beam))
 
     def _run(self, params: Params, state: State, limits: Limits, rules: Rules) -> State:
         def decode(

@@ -34,7 +34,6 @@ class Rules:
     """The part of a search that a program is compiled for."""
 
     beam: int
-    start: int  # the decoder's first input
     eos: int
     pad: int
     unk: int | None
@@ -74,9 +73,11 @@ class State(NamedTuple):
     cache: Any
 
 
-def begin(rows: jax.Array, source_length: int, length: int, cache: Any, rules: Rules) -> State:
+def begin(
+    rows: jax.Array, source_length: int, length: int, cache: Any, beam: int, start: int
+) -> State:
     """The state before the first step, with room for `length` steps; `rows` bool [B] take part."""
-    (batch,), beam = rows.shape, rules.beam
+    (batch,) = rows.shape
 
     def full(value: float, *shape: int) -> jax.Array:
         return jnp.full(
@@ -85,7 +86,7 @@ def begin(rows: jax.Array, source_length: int, length: int, cache: Any, rules: R
 
     return State(
         step=jnp.int32(0),
-        token=full(rules.start, beam),
+        token=full(start, beam),
         # All beams are the same at first, so only the first has any chance.
         score=full(-jnp.inf, beam).at[:, 0].set(0.0),
         parent=full(0, beam),
