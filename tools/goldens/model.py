@@ -36,13 +36,13 @@ SMALL = {
 PRE_NORM = {"encoder_normalize_before": True, "decoder_normalize_before": True}
 SEPARATE = {"share_all_embeddings": False, "share_decoder_input_output_embed": False}
 FAIRSEQ_CASES: dict[str, dict[str, Any]] = {
-    "fairseq_post_norm": {"encoder_layers": 2, "decoder_layers": 2},
-    "fairseq_pre_norm": {**PRE_NORM, "no_scale_embedding": False, "encoder_layers": 2},
+    "fairseq_post_norm": {"encoder_layers": 2},
+    "fairseq_pre_norm": {**PRE_NORM, "no_scale_embedding": False},
     "fairseq_encoder_pre_norm": {"encoder_normalize_before": True},
     "fairseq_plain_embedding": {"layernorm_embedding": False, "no_scale_embedding": False},
     "fairseq_untied": SEPARATE,
     "fairseq_tied_output": {"share_all_embeddings": False},
-    "fairseq_more_decoder": {"decoder_layers": 3, "activation_fn": "relu"},
+    "fairseq_more_decoder": {"decoder_layers": 2, "activation_fn": "relu"},
     "fairseq_positions": {"max_source_positions": 18, "activation_fn": "gelu_accurate"},
 }
 TRANSFORMERS_CASES: dict[str, dict[str, Any]] = {
@@ -55,7 +55,7 @@ TRANSFORMERS_CASES: dict[str, dict[str, Any]] = {
         "forced_eos_token_id": 52,
         "activation_function": "silu",
     },
-    "transformers_mbart": {"model_type": "mbart", "scale_embedding": True, "decoder_layers": 2},
+    "transformers_mbart": {"model_type": "mbart", "scale_embedding": True},
     "transformers_untied": {"tie_word_embeddings": False},
     "transformers_bias": {"bias": True},
     "transformers_classifier": {
