@@ -6,6 +6,7 @@ head sees its features at the last `</s>`. Shapes: B rows, S tokens, C classes.
 
 import dataclasses
 import hashlib
+import importlib.resources
 import logging
 import math
 from collections.abc import Iterable, Sequence
@@ -34,8 +35,8 @@ class SentencePredictionConfig:
     """Where the examples are and how they are read."""
 
     _name: str = "sentence_prediction"
-    # A prepared directory: holds train and valid (or dev) as .tsv, .csv or .jsonl. Instead of it,
-    # the files themselves.
+    # A prepared directory: holds train and valid (or dev) as .tsv, .csv or .jsonl, .gz or not;
+    # pkg://PACKAGE/PATH means one in an installed package. Instead of it, the files themselves.
     data: str | None = None
     train: str | None = None
     valid: str | None = None
@@ -324,7 +325,7 @@ def _files(config: SentencePredictionConfig) -> tuple[Path, Path | None]:
         if not config.train:
             raise DataError("task.train is not set; give it a .tsv, .csv or .jsonl file")
         return Path(config.train), Path(config.valid) if config.valid else None
-    folder = Path(config.data)
+    folder = _folder(config.data)
     if not folder.is_dir():
         raise DataError(f"task.data={folder} is not a directory; for a file use task.train")
     if (folder / "input0").is_dir():
@@ -334,13 +335,25 @@ def _files(config: SentencePredictionConfig) -> tuple[Path, Path | None]:
         )
 
     def find(*stems: str) -> Path | None:
-        names = [f"{stem}{suffix}" for stem in stems for suffix in FORMATS]
+        names = [
+            f"{stem}{suffix}{gz}" for stem in stems for suffix in FORMATS for gz in ("", ".gz")
+        ]
         return next((folder / name for name in names if (folder / name).is_file()), None)
 
     train = find("train")
     if train is None:
         raise DataError(f"task.data={folder} has no train{', train'.join(FORMATS)}")
     return train, find("valid", "dev")
+
+
+def _folder(name: str) -> Path:
+    if not name.startswith("pkg://"):
+        return Path(name)
+    package, _, path = name.removeprefix("pkg://").partition("/")
+    try:
+        return Path(str(importlib.resources.files(package))) / path
+    except ModuleNotFoundError:
+        raise DataError(f"task.data={name}: there is no package {package}") from None
 
 
 def _label_names(train: Examples, config: SentencePredictionConfig) -> list[str]:
