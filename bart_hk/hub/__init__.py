@@ -53,12 +53,15 @@ def load(
     directory = zoo.locate(name_or_path)
     model = read_model(directory)
     config = model.config.replace(**overrides)
-    data = Path(data_name_or_path)
-    text = TextEncoder.load(directory / data if str(data).startswith(".") else data)
+    data = str(data_name_or_path)
+    text = TextEncoder.load(directory / data if data.startswith(".") else data)
+    text = text.fit(config.vocab_size)
+    if config.unk_token_id is None:  # config.json has no place for it
+        config = config.replace(unk_token_id=text.dictionary.unk_index)
     return BARTHubInterface(
         config,
         model.params,
-        text.fit(config.vocab_size),
+        text,
         model.heads,
         extras=model.extras,
         dtype=dtype,

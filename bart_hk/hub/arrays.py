@@ -98,7 +98,9 @@ class Rows:
         """
         if isinstance(tokens, str) or _holds_text(tokens):
             raise TypeError("this takes token ids, not text; call encode(text) first")
-        is_list = isinstance(tokens, (list, tuple)) and not all(np.ndim(t) == 0 for t in tokens)
+        if isinstance(tokens, (list, tuple)) and not tokens:
+            raise ValueError("empty batch: give at least one row of token ids")
+        is_list = isinstance(tokens, (list, tuple)) and any(np.ndim(t) for t in tokens)
         arrays = list(tokens) if is_list else [np.asarray(tokens)]
         self._matrix_shape: tuple[int, ...] | None = None
         self._single = not is_list and arrays[0].ndim == 1
