@@ -25,8 +25,8 @@ test: .venv/installed
 
 # The goldens again, and live comparisons with the real fairseq, transformers and torch.
 parity: .venv/torch .venv-oracle/installed
-	BART_HK_ORACLE=.venv-oracle/bin/python .venv/bin/python tools/make_goldens.py --check
-	BART_HK_ORACLE=.venv-oracle/bin/python .venv/bin/python -m pytest tests/parity $(PYTEST_FLAGS)
+	BART_HK_ORACLE=$(CURDIR)/.venv-oracle/bin/python .venv/bin/python tools/make_goldens.py --check
+	BART_HK_ORACLE=$(CURDIR)/.venv-oracle/bin/python .venv/bin/python -m pytest tests/parity $(PYTEST_FLAGS)
 
 lint: .venv/linters
 	.venv/bin/ruff check .

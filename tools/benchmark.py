@@ -50,7 +50,7 @@ class Process:
     def __init__(
         self, name: str, python: str, folder: Path, threads: int, cache: str | None = None
     ) -> None:
-        command = [python, str(ROOT / "tools" / "benchmark_peers.py"), name, folder, str(threads)]
+        script = str(ROOT / "tools" / "benchmark_peers.py")
         environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
         if cache is None:  # what is measured was compiled here and now
             environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
@@ -60,7 +60,7 @@ class Process:
         self.name = name
         self.log = (folder / f"{name}.log").open("w+")
         self.process = subprocess.Popen(
-            command,
+            [python, script, name, str(folder), str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,

@@ -323,9 +323,9 @@ class BartHK(Peer):
         self.params = self.generator.params
         self._encode = jax.jit(self.generator.model.encode)
 
-    def _count(self, event: str, seconds: float, **details: Any) -> None:
+    def _count(self, event: str, duration_secs: float, **details: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            name = details.get("fun_name", "?")
+            name = str(details.get("fun_name", "?"))
             self.compiled[name] = self.compiled.get(name, 0) + 1
 
     def encode(self) -> Any:
