@@ -24,6 +24,7 @@ from bart_hk.data.readers import FORMATS, DataError, Examples, read_examples
 from bart_hk.model import BART, ClassificationHead, Params, sentence_representation
 from bart_hk.tasks import Batch, losses, metrics
 from bart_hk.text import TextEncoder
+from bart_hk.text.framing import frame, truncate
 
 _log = logging.getLogger(__name__)
 
@@ -195,7 +196,7 @@ class SentencePrediction:
         for parts in zip(*columns, strict=True):
             kept = truncate(parts, budget)
             cut += kept != list(parts)
-            rows.append(np.array([bos] + [i for part in kept for i in (*part, eos)], np.int32))
+            rows.append(frame(kept, bos, eos))
         if cut:
             _log.info("%s: %d of %d rows cut to %d tokens", examples.path, cut, len(rows), longest)
         targets = self._targets[examples.path]
@@ -299,22 +300,6 @@ class SentencePrediction:
         labels = None if self.regression else self.labels
         head = HeadFiles(params["head"], labels, self.regression)
         return params["model"], {self.criterion.classification_head_name: head}
-
-
-def truncate(parts: Sequence[list[int]], budget: int) -> list[list[int]]:
-    """Cuts texts at their ends until they have `budget` tokens together, the longer one first."""
-    kept = list(parts)
-    excess = sum(map(len, kept)) - budget
-    if excess <= 0:
-        return kept
-    if len(kept) == 1:
-        return [kept[0][:budget]]
-    first, second = kept
-    shorter = min(len(first), len(second))
-    if budget - shorter >= shorter:  # the longer one alone can pay
-        limits = (budget - shorter, shorter)
-        return [p[: limits[0] if len(p) > shorter else limits[1]] for p in kept]
-    return [first[: budget - budget // 2], second[: budget // 2]]
 
 
 def _files(config: SentencePredictionConfig) -> tuple[Path, Path | None]:

@@ -10,7 +10,6 @@ from bart_hk.tasks.sentence_prediction import (
     SentencePrediction,
     SentencePredictionConfig,
     SentencePredictionCriterionConfig,
-    truncate,
 )
 from bart_hk.text import train_bpe
 
@@ -76,23 +75,6 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_head_and_padding_counts_nothi
         logits = ClassificationHead(MODEL, 2).apply(params["head"], features[:, -1])
         expected -= float(jax.nn.log_softmax(logits)[0, target])
     assert float(small) == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("lengths", "budget", "kept"),
-    [
-        ((3, 4), 7, (3, 4)),
-        ((3, 9), 8, (3, 5)),
-        ((9, 3), 8, (5, 3)),
-        ((9, 8), 7, (4, 3)),
-        ((9, 3), 7, (4, 3)),
-        ((5, 5), 6, (3, 3)),
-        ((9,), 4, (4,)),
-    ],
-)
-def test_the_longer_text_is_cut_first(lengths, budget, kept):
-    parts = [list(range(length)) for length in lengths]
-    assert truncate(parts, budget) == [list(range(length)) for length in kept]
 
 
 def test_long_rows_keep_their_last_eos(tmp_path, caplog):
