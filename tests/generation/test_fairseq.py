@@ -1,19 +1,14 @@
 """Searches of small trained BARTs, as the real fairseq did them (`tools/goldens/generation.py`)."""
 
 import functools
-from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
-from bart_hk.checkpoint.fairseq import from_fairseq
-from bart_hk.config import BARTConfig
 from bart_hk.generation.generator import Generator
 from bart_hk.generation.options import GenerationOptions
 from bart_hk.model import BART
 
-INPUTS = Path(__file__).parents[1] / "goldens" / "inputs"
 MODELS = ("post_norm", "pre_norm")
 # A search whose closest decision was closer than this may fall either way: torch and XLA round
 # differently. At most one sentence in a hundred is left out for it.
@@ -21,14 +16,13 @@ MARGIN = 1e-5
 
 
 @pytest.fixture(scope="module")
-def opened(golden):
+def opened(golden, trained):
     """`opened(name)`: the model's case, what fairseq found, the generator and the parameters."""
 
     @functools.cache
     def open_model(name):
         case = golden("generation/cases.json")["models"][name]
-        config = BARTConfig(**case["config"])
-        params, _ = from_fairseq(load_file(INPUTS / case["weights"]), config)
+        config, params = trained(name)
         arrays = golden(f"generation/{name}.safetensors")
         return case, arrays, Generator(BART(config)), params
 
