@@ -1,8 +1,4 @@
-"""How the tests run: what is collected, which skips are allowed, where compiled code is kept.
-
-It stands at the top of the repository so that `pytest` finds the package of this checkout, whether
-or not one is installed.
-"""
+"""How the tests run: what is collected, which skips are allowed, where compiled code is kept."""
 
 import os
 from pathlib import Path
