@@ -25,7 +25,7 @@ class Array(np.ndarray):
     """
 
     @property
-    def size(self) -> Any:  # type: ignore[override]
+    def size(self) -> Any:
         size = _Size(super().size)
         size.shape = self.shape
         return size

@@ -39,7 +39,7 @@ class FeatureExtractor:
         features = self._run(params, src_tokens, lengths, all_layers=False)[-1]
         return sentence_representation(features, src_tokens, self.bart.config.eos_token_id)
 
-    def _batches(self, rows: Sequence[np.ndarray], max_tokens: int):  # type: ignore[no-untyped-def]
+    def _batches(self, rows: Sequence[np.ndarray], max_tokens: int):
         """Planned batches: which rows, their padded ids [B, S] and lengths [B] (at least 1)."""
         config = self.bart.config
         limit = min(config.max_source_positions, config.max_target_positions)

@@ -86,7 +86,7 @@ class BART:
 
             return run
 
-        functions = (encoder, decoder, project, decoder.start, decoder.step)
+        functions = [encoder, decoder, project, decoder.start, decoder.step]
         return touch_every_parameter, _Functions(*map(computing, functions))
 
     def init(self, key: jax.Array) -> Params:

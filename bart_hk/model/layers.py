@@ -62,7 +62,7 @@ def compute_in(dtype: jnp.dtype) -> AbstractContextManager[None]:
     Layer norms keep their float32 parameters: they compute in float32 whatever `dtype` is.
     """
 
-    def cast(next_getter, value, context):  # type: ignore[no-untyped-def]
+    def cast(next_getter, value, context):
         value = next_getter(value)
         return value if context.name in ("scale", "offset") else value.astype(dtype)
 
@@ -101,7 +101,7 @@ class Parameter(hk.Module):
 def embedding(name: str, rows: int, width: int, zero_row: int | None = None) -> Parameter:
     """The table `name/embeddings` [rows, width] ~ N(0, 0.02), `zero_row` zero at initialisation."""
 
-    def init(shape, dtype):  # type: ignore[no-untyped-def]
+    def init(shape, dtype):
         table = hk.initializers.RandomNormal(0.02)(shape, dtype)
         return table if zero_row is None else table.at[zero_row].set(0.0)
 
