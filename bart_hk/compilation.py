@@ -17,7 +17,8 @@ def use_persistent_cache() -> None:
     JAX_COMPILATION_CACHE_DIR) is left as it is, and so are all its limits. A folder that cannot be
     written is reported once, as a warning.
     """
-    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+    off = not jax.config.read("jax_enable_compilation_cache")
+    if off or jax.config.read("jax_compilation_cache_dir"):
         return
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(home) / "bart_hk" / "jax"

@@ -3,7 +3,7 @@
 Shapes: see the glossary in `bart_hk.model.layers`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp

@@ -86,7 +86,8 @@ class BART:
 
             return run
 
-        functions = [encoder, decoder, project, decoder.start, decoder.step]
+        functions: list[Callable[..., Any]] = [encoder, decoder, project]
+        functions += [decoder.start, decoder.step]
         return touch_every_parameter, _Functions(*map(computing, functions))
 
     def init(self, key: jax.Array) -> Params:
