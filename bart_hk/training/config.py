@@ -19,7 +19,7 @@ from bart_hk.tasks.sentence_prediction import (
     SentencePredictionConfig,
     SentencePredictionCriterionConfig,
 )
-from bart_hk.training.optim import LR_SCHEDULERS, OPTIMIZERS
+from bart_hk.training.optim import LR_SCHEDULERS, OPTIMIZERS, betas
 
 
 class ConfigError(ValueError):
@@ -161,17 +161,18 @@ def explain(error: OmegaConfBaseException) -> str:
 
 def unknown_key(key: str) -> str:
     """One line for a key that does not exist, with the nearest that do."""
-    known = [
+    names = [
         f"{group}.{field.name}"
         for group, nodes in _nodes().items()
         for node in nodes
         for field in dataclasses.fields(node)
         if field.name != "_name"
     ]
-    known = list(dict.fromkeys([*known, *_nodes()]))
+    known = list(dict.fromkeys(names))  # several nodes of a group share some
     last = key.rpartition(".")[2]
     near = [name for name in known if name.rpartition(".")[2] == last]
-    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    candidates = known if "." in key else [*known, *_nodes()]
+    near = near or difflib.get_close_matches(key, candidates, n=1, cutoff=0.75)
     if near:
         return f"there is no {key}; did you mean {' or '.join(near)}?"
     section = [name for name in known if name.startswith(key.partition(".")[0] + ".")]
@@ -191,6 +192,10 @@ def _check(config: TrainConfig) -> None:
     optimization, dataset = config.optimization, config.dataset
     optimization.lr = _single("optimization.lr", optimization.lr, float)
     optimization.update_freq = _single("optimization.update_freq", optimization.update_freq, int)
+    try:
+        config.optimizer.adam_betas = list(betas(config.optimizer.adam_betas))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     positive = {
         "optimization.update_freq": optimization.update_freq,
         "common.log_interval": config.common.log_interval,

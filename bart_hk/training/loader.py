@@ -4,6 +4,8 @@ Batches are planned ahead from the stored lengths, so a run that goes on needs o
 the number of updates done in it.
 """
 
+from typing import Any
+
 import numpy as np
 
 from bart_hk.config import BARTConfig
@@ -20,8 +22,11 @@ class Loader:
     ) -> None:
         self.train, self.valid = task.train, task.valid
         self._seed, self._update_freq = seed, update_freq
-        self._sizes = {"max_tokens": config.max_tokens, "batch_size": config.batch_size}
-        self._sizes_valid = {
+        self._sizes: dict[str, Any] = {
+            "max_tokens": config.max_tokens,
+            "batch_size": config.batch_size,
+        }
+        self._sizes_valid: dict[str, Any] = {
             "max_tokens": config.max_tokens_valid,
             "batch_size": config.batch_size_valid,
         }

@@ -311,7 +311,7 @@ class Run:
         body, heads = self.task.parts(jax.device_get(self.params))
         config = self.bart.config
         longest = min(config.max_source_positions, config.max_target_positions)
-        about = {"update": self.progress.update}
+        about: dict[str, Any] = {"update": self.progress.update}
         if self.progress.valid:
             about |= {"valid": self.progress.valid}
         write_model(

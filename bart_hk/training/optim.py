@@ -230,7 +230,7 @@ def optimizer(config: AdamConfig, rate: Schedule) -> optax.GradientTransformatio
     Raises:
         ValueError: betas that are not two numbers in [0, 1).
     """
-    b1, b2 = _betas(config.adam_betas)
+    b1, b2 = betas(config.adam_betas)
     if config.epsilon == AdamEpsilon.fairseq:
         direction = scale_by_fairseq_adam(b1, b2, config.adam_eps)
     else:
@@ -242,8 +242,8 @@ def optimizer(config: AdamConfig, rate: Schedule) -> optax.GradientTransformatio
     )
 
 
-def _betas(value: Any) -> tuple[float, float]:
-    # fairseq's command lines and YAML files write the pair as a string.
+def betas(value: Any) -> tuple[float, float]:
+    """Adam's two numbers; fairseq's command lines and YAML files write them as one string."""
     given = value
     if isinstance(value, str):
         try:

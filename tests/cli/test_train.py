@@ -1,0 +1,191 @@
+"""`bart-hk-train` as a user meets it: the command line, its errors, its configuration."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bart_hk.checkpoint.huggingface import read_model
+from bart_hk.cli import train as cli
+
+ROWS = "".join(f"{'a good film' if i % 2 else 'a bad film'}\t{i % 2}\n" for i in range(16))
+TINY = [
+    "task.vocab_size=270",
+    *(
+        f"model.{key}={value}"
+        for key, value in {
+            "encoder_embed_dim": 8,
+            "encoder_ffn_embed_dim": 8,
+            "decoder_ffn_embed_dim": 8,
+            "encoder_layers": 1,
+            "decoder_layers": 1,
+            "encoder_attention_heads": 2,
+            "decoder_attention_heads": 2,
+            "max_source_positions": 16,
+            "max_target_positions": 16,
+        }.items()
+    ),
+    "dataset.batch_size=8",
+    "optimization.max_epoch=1",
+]
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A folder of its own, with train.tsv and dev.tsv, that is the working directory."""
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / name).write_text("sentence\tlabel\n" + ROWS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # main sets it; put back after the test
+    # Setting up its own logging, Hydra closes every handler there is, absl's with pytest's stream.
+    monkeypatch.setattr(logging, "shutdown", lambda *args: None)
+    return tmp_path
+
+
+def run(monkeypatch, *overrides: str) -> int:
+    # Hydra's handlers would outlive the test's captured streams.
+    quiet = ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
+    monkeypatch.setattr(sys, "argv", ["bart-hk-train", *overrides, *quiet])
+    try:
+        cli.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_the_command(data, monkeypatch):
+    """The group `task`, files and save_dir as in the README; and the same again, which is done."""
+    overrides = ["task=sentence_prediction", "task.train=train.tsv", "task.valid=dev.tsv"]
+    overrides += ["model=bart_base", "checkpoint.save_dir=out/first", *TINY]
+    assert run(monkeypatch, *overrides) == 0
+    out = data / "out" / "first"
+    assert read_model(out).heads["sentence_classification_head"].labels == ["0", "1"]
+    # Hydra's own record is in the same place, without a time stamp.
+    assert (out / ".hydra" / "overrides.yaml").exists() and not (data / "outputs").exists()
+    before = (out / "log.jsonl").read_bytes()
+    assert run(monkeypatch, *overrides) == 0
+    assert (out / "log.jsonl").read_bytes() == before
+
+    overrides = ["task.train=train.tsv", "checkpoint.restore_file=out/first"]
+    overrides += ["checkpoint.save_dir=out/second", "optimization.max_epoch=1"]
+    assert run(monkeypatch, *overrides) == 0
+    assert read_model(data / "out" / "second").config.encoder_embed_dim == 8
+
+
+def test_a_sweep_makes_a_directory_for_each_run(data, monkeypatch):
+    overrides = ["--multirun", "task.train=train.tsv", "common.seed=1,2", *TINY]
+    assert run(monkeypatch, *overrides, "checkpoint.save_dir=sweep") == 0
+    seeds = [
+        json.loads((data / "sweep" / run / "training" / "run.json").read_text())["common.seed"]
+        for run in "01"
+    ]
+    assert seeds == [1, 2]
+    assert (data / "sweep/0/model.safetensors").read_bytes() != (
+        data / "sweep/1/model.safetensors"
+    ).read_bytes()
+
+
+def test_the_config_is_shown_with_fairseqs_groups(data, monkeypatch, capsys):
+    assert run(monkeypatch, "--cfg", "job", "model=bart_large", "lr_scheduler=cosine") == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert set(shown) == {
+        "common",
+        "task",
+        "model",
+        "criterion",
+        "optimizer",
+        "lr_scheduler",
+        "dataset",
+        "optimization",
+        "checkpoint",
+    }
+    assert shown["model"]["encoder_layers"] == 12 and shown["model"]["_name"] == "bart_large"
+    assert shown["lr_scheduler"]["_name"] == "cosine"
+    assert shown["optimizer"]["adam_betas"] == [0.9, 0.999]
+
+
+@pytest.mark.parametrize("name", [p.stem for p in (cli._CONF / "experiment").glob("*.yaml")])
+def test_experiments_are_whole_configs(data, monkeypatch, capsys, name):
+    assert run(monkeypatch, "--cfg", "job") == 0
+    plain = yaml.safe_load(capsys.readouterr().out)
+    assert run(monkeypatch, "--cfg", "job", f"experiment={name}") == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown != plain
+    cli.complete(shown)  # every key and type is right
+    text = (cli._CONF / "experiment" / f"{name}.yaml").read_text()
+    assert f"bart-hk-train experiment={name}" in text and "%" in text  # the command, the result
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.trian=x.tsv", "there is no task.trian; did you mean task.train?"),
+        ("dropout=0.3", "there is no dropout; did you mean model.dropout?"),
+        ("+dataset.foo=1", "there is no dataset.foo; there are dataset.batch_size, "),
+        ("modle=bart_base", "there is no modle; did you mean model?"),
+        ("model=bart_huge", "model=bart_huge is not one of bart_large, bart_base, "),
+        ("optimizer=sgd", "optimizer=sgd is not one of adam"),
+        ("experiment=nothing", "experiment=nothing is not one of demo"),
+        ("dataset.batch_size=many", "dataset.batch_size: Value 'many' of type 'str' could not"),
+        ("dataset.batch_size=0", "dataset.batch_size=0 must be at least 1"),
+        ("dataset.batch_size=null", "set dataset.batch_size or dataset.max_tokens"),
+        ("dataset.length_buckets=[8,4]", "dataset.length_buckets=[8, 4] must be rising lengths"),
+        ("optimization.lr=fast", "optimization.lr=fast must be a number"),
+        ("optimization.lr=[1e-3,1e-4]", "optimization.lr=[0.001, 0.0001] must have one entry"),
+        ("optimization.update_freq=1.5", "optimization.update_freq=1.5 must be a number (int)"),
+        ("optimizer.adam_betas=[0.9]", "optimizer.adam_betas=[0.9] must be two numbers"),
+        ("optimizer.epsilon=torch", "optimizer.epsilon: Invalid value 'torch', expected one of"),
+        ("model.activation_fn=gule", "model.activation_fn: Invalid value 'gule', expected one of"),
+        ("model.dropout=1.5", "dropout must be in [0, 1), not 1.5"),
+        ("common.seed=-1", "common.seed=-1 must be in [0, 2^32)"),
+        ("task.train=missing.tsv", "missing.tsv does not exist"),
+        ("task.train=broken.tsv", "broken.tsv, line 3: 1 columns where the header has 2"),
+        (
+            "task.valid=other.tsv",
+            "other.tsv, line 2: label '7' is not in train.tsv, which has 0, 1",
+        ),
+        ("checkpoint.restore_file=nowhere", "no model 'nowhere'"),
+        ("checkpoint.best_checkpoint_metric=bleu", "best_checkpoint_metric=bleu is not reported"),
+        ("task.vocab_size=10", "vocab_size 10 is too small"),
+        ("task.train", "Error parsing override 'task.train'"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(data, monkeypatch, capfd, override, message):
+    (data / "broken.tsv").write_text("sentence\tlabel\na\t1\nb\n")
+    (data / "other.tsv").write_text("sentence\tlabel\na\t7\n")
+    tiny = [] if "restore_file" in override else TINY
+    overrides = ["task.train=train.tsv", "checkpoint.save_dir=out", *tiny, override]
+    assert run(monkeypatch, *overrides) == 2
+    error = capfd.readouterr().err.strip()
+    assert error.startswith("bart-hk-train: error: ") and message in error
+    assert "\n" not in error
+
+
+def test_an_unwritable_folder_is_found_before_any_work(data, monkeypatch, capfd):
+    (data / "file").write_text("in the way")
+    assert run(monkeypatch, "task.train=train.tsv", "checkpoint.save_dir=file/out", *TINY) == 1
+    error = capfd.readouterr().err.strip()
+    assert "checkpoint.save_dir: file/out cannot be made: Not a directory" in error
+    assert "\n" not in error
+
+
+def test_a_run_that_diverges_is_one_line(data, monkeypatch, capfd):
+    overrides = ["task.train=train.tsv", "checkpoint.save_dir=out", *TINY]
+    overrides += ["optimization.lr=1e30", "lr_scheduler=fixed", "optimization.max_epoch=9"]
+    assert run(monkeypatch, *overrides) == 1
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("bart-hk-train: error: the ") and "train.tsv, lines " in error
+
+
+def test_a_traceback_for_those_who_ask(data):
+    root = Path(cli.__file__).parents[2]
+    environment = os.environ | {"HYDRA_FULL_ERROR": "1", "PYTHONPATH": str(root)}
+    command = [sys.executable, "-m", "bart_hk.cli.train", "task.train=missing.tsv"]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert found.returncode == 1 and "Traceback" in found.stderr
+    assert "DataError: missing.tsv does not exist" in found.stderr
