@@ -127,7 +127,8 @@ def complete(config: Mapping[str, Any] | DictConfig | TrainConfig) -> TrainConfi
         ConfigError: a key that does not exist (the nearest is named) or a value of a wrong type.
     """
     try:
-        given = OmegaConf.create(dataclasses.asdict(config) if _is_config(config) else config)
+        plain: Any = dataclasses.asdict(config) if isinstance(config, TrainConfig) else config
+        given = OmegaConf.create(plain)
         base = OmegaConf.structured(TrainConfig)
         for group, options in GROUPS.items():
             chosen = given.get(group, DEFAULTS[group])
@@ -145,10 +146,6 @@ def complete(config: Mapping[str, Any] | DictConfig | TrainConfig) -> TrainConfi
     assert isinstance(complete, TrainConfig)
     _check(complete)
     return complete
-
-
-def _is_config(config: Any) -> bool:
-    return dataclasses.is_dataclass(config) and not isinstance(config, type)
 
 
 def explain(error: OmegaConfBaseException) -> str:
