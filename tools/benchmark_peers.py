@@ -349,7 +349,8 @@ class BartHK(Peer):
         return self._generate(BEAM)
 
     def extract_features(self) -> Any:
-        return self.joined(self.classifier.extract_features(self.rows), list(map(len, self.rows)))
+        features = self.classifier.extract_features(self.rows)
+        return self.joined([features], list(map(len, self.rows)))
 
     def predict(self) -> Any:
         return self.classifier.predict("classification_head", self.rows)

@@ -54,7 +54,9 @@ def main() -> None:
         answers = bart.classify([text for (text,) in test.texts])
         right = sum(label == truth for (label, _), truth in zip(answers, test.labels, strict=True))
         accuracies.append(100 * right / len(test))
-        print(f"seed {seed}: {accuracies[-1]:.2f} % of {len(test)} held-out reviews, {seconds:.0f} s")
+        print(
+            f"seed {seed}: {accuracies[-1]:.2f} % of {len(test)} held-out reviews, {seconds:.0f} s"
+        )
     if options.seeds > 1:
         print(f"median of {options.seeds} seeds: {statistics.median(accuracies):.2f} %")
 

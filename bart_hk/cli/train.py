@@ -14,6 +14,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import cast
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -47,7 +48,7 @@ def register() -> None:
 @hydra.main(version_base="1.3", config_path=str(_CONF), config_name="config")
 def _run(config: DictConfig) -> None:
     logging.getLogger("jax").setLevel(logging.WARNING)  # Hydra's INFO is for this package
-    config = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    config = cast(DictConfig, OmegaConf.create(OmegaConf.to_container(config, resolve=True)))
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         config.checkpoint.save_dir = HydraConfig.get().runtime.output_dir
     try:

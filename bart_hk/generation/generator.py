@@ -106,9 +106,9 @@ class Generator:
                 limits = Limits(
                     min_len=np.pad(min_len[batch], room),
                     max_len=np.pad(max_len[batch], room),
-                    temperature=np.float32(options.temperature),
-                    unkpen=np.float32(options.unkpen),
-                    free_eos=np.bool_(options.match_source_len),
+                    temperature=np.asarray(options.temperature, np.float32),
+                    unkpen=np.asarray(options.unkpen, np.float32),
+                    free_eos=np.asarray(options.match_source_len),
                 )
                 state = self._search_batch(params, src_tokens, len(batch), limits, rules)
                 state = state._replace(cache=None)

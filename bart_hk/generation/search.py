@@ -45,11 +45,12 @@ class Rules:
 class Limits(NamedTuple):
     """The part of a search that may change from call to call without compiling again."""
 
-    min_len: jax.Array  # int32 [B]
-    max_len: jax.Array  # int32 [B]
-    temperature: jax.Array  # float32
-    unkpen: jax.Array  # float32
-    free_eos: jax.Array  # bool: </s> at the greatest length scores 0 (match_source_len)
+    min_len: jax.Array | np.ndarray  # int32 [B]
+    max_len: jax.Array | np.ndarray  # int32 [B]
+    temperature: jax.Array | np.ndarray  # float32
+    unkpen: jax.Array | np.ndarray  # float32
+    # bool: </s> at the greatest length scores 0 (match_source_len)
+    free_eos: jax.Array | np.ndarray
 
 
 class State(NamedTuple):
@@ -63,7 +64,7 @@ class State(NamedTuple):
     tokens: jax.Array  # int32 [B, T, W]
     scores: jax.Array  # float32 [B, T, W]
     parents: jax.Array  # int32 [B, T, W]
-    attention: jax.Array  # float32 [B, T, W, S]
+    attention: Any  # float32 [B, T, W, S]; None once nobody asks for it
     # Of the hypotheses that ended, in the order in which they did.
     ended_step: jax.Array  # int32 [B, W], the step that chose </s>
     ended_beam: jax.Array  # int32 [B, W], the beam that did
@@ -279,6 +280,6 @@ def read_out(state: State, row: int, source_length: int, eos: int) -> list[Ended
         scores = np.append(state.scores[row, steps, slots][1:], state.ended_score[row, i])
         attention = np.empty(0, np.float32)
         if state.attention is not None:
-            attention = state.attention[row, steps, slots, :source_length].T
+            attention = np.asarray(state.attention[row, steps, slots, :source_length]).T
         found.append(Ended(tokens, scores, attention))
     return found

@@ -32,10 +32,14 @@ class Split(Protocol):
 class Task(Protocol):
     """What the training loop asks of a task. Making one reads and checks all its files."""
 
-    train: Split
-    valid: Split | None
     validates: bool  # whether there will be a `valid`
     metric_names: tuple[str, ...]  # of `metrics`, beside `loss`
+
+    @property
+    def train(self) -> Split: ...
+
+    @property
+    def valid(self) -> Split | None: ...
 
     def fingerprint(self) -> dict[str, Any]:
         """What the data were, to refuse going on with others."""
