@@ -5,6 +5,7 @@ import os
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -17,8 +18,8 @@ def use_persistent_cache() -> None:
     JAX_COMPILATION_CACHE_DIR) is left as it is, and so are all its limits. A folder that cannot be
     written is reported once, as a warning.
     """
-    off = not jax.config.read("jax_enable_compilation_cache")
-    if off or jax.config.read("jax_compilation_cache_dir"):
+    options: Any = jax.config  # its attributes are made at run time
+    if options.jax_compilation_cache_dir or not options.jax_enable_compilation_cache:
         return
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(home) / "bart_hk" / "jax"
