@@ -67,7 +67,7 @@ class Process:
             text=True,
             env=environment,
         )
-        self.versions: dict[str, str] = self._answer()["versions"]
+        self.start = self._answer()  # its versions, and what it compiled for loading
 
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
@@ -167,7 +167,7 @@ def count_compilations(process: Process, stream: list[list[int]]) -> dict[str, A
     """
     buckets = {bucket(len(row)) for row in stream}
     found: dict[str, Any] = {"buckets": len(buckets)}
-    before: dict[str, int] = {}
+    before = process.start["compiled"]
     for job in JOBS["stream"]:
         after = process.run(job)["compiled"]
         found[job] = {n: c - before.get(n, 0) for n, c in after.items() if c > before.get(n, 0)}
@@ -280,7 +280,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{name} starts", file=sys.stderr)
         python = sys.executable if name == "bart_hk" else args.peers_python
         process = Process(name, python, args.folder, args.threads)
-        results["versions"][name] = process.versions
+        results["versions"][name] = process.start["versions"]
         return process
 
     if "start" in wanted and "bart_hk" in names:

@@ -372,7 +372,7 @@ PEERS: dict[str, type[Peer]] = {
 def serve(peer: Peer, folder: Path, answer: Callable[[dict[str, Any]], None]) -> None:
     """Runs the jobs asked for, one a line: {"job": NAME, "keep": FILE or null}."""
     versions = {name: importlib.metadata.version(name) for name in peer.packages}
-    answer({"versions": versions})
+    answer({"versions": versions, "compiled": peer.compiled})
     for line in sys.stdin:
         request = json.loads(line)
         job = getattr(peer, request["job"])
