@@ -3,8 +3,8 @@
     python tools/demo.py --text "a waste of time" --text "what a film!"
     python tools/demo.py --seeds 3        # the median accuracy of three runs
 
-Training is `bart-hk-train experiment=demo`; the accuracy is that of `bart.classify` on reviews that
-neither trained nor chose the model.
+Training is `bart-hk-train experiment=demo`, to which more overrides may be given. The accuracy is
+that of `bart.classify` on reviews that neither trained nor chose the model.
 """
 
 import argparse
@@ -26,11 +26,12 @@ TEXTS = (
 )
 
 
-def train(seed: int, folder: Path) -> None:
+def train(overrides: list[str]) -> None:
     """What a user would type, with a progress bar where there is a terminal."""
-    overrides = ["experiment=demo", f"common.seed={seed}", f"checkpoint.save_dir={folder}"]
     print(f"$ bart-hk-train {' '.join(overrides)}", flush=True)
-    subprocess.run([sys.executable, "-m", "bart_hk.cli.train", *overrides], check=True)
+    command = [sys.executable, "-m", "bart_hk.cli.train", *overrides]
+    if code := subprocess.run(command).returncode:
+        sys.exit(code)
 
 
 def main() -> None:
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--text", action="append", default=[], help="a sentence to classify")
     parser.add_argument("--seeds", type=int, default=1, help="runs, with seeds 1, 2, ...")
     parser.add_argument("--out", type=Path, default=Path("outputs/demo"), help="for the models")
+    parser.add_argument("overrides", nargs="*", help="for bart-hk-train: GROUP.KEY=VALUE")
     options = parser.parse_args()
     if options.seeds < 1:
         parser.error(f"--seeds {options.seeds} must be at least 1")
@@ -48,7 +50,8 @@ def main() -> None:
         folder = options.out / f"seed_{seed}"
         shutil.rmtree(folder, ignore_errors=True)
         begun = time.monotonic()
-        train(seed, folder)
+        given = [f"common.seed={seed}", f"checkpoint.save_dir={folder}", *options.overrides]
+        train(["experiment=demo", *given])
         seconds = time.monotonic() - begun
         bart = bart_hk.load(folder)
         answers = bart.classify([text for (text,) in test.texts])
