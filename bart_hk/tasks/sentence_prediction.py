@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bart_hk.checkpoint.huggingface import HeadFiles
@@ -48,6 +49,9 @@ class SentencePredictionConfig:
     labels: list[str] = dataclasses.field(default_factory=list)
     num_classes: int = -1  # checked against the labels found, if positive
     max_positions: int = 512  # longer rows are cut, the longer text first; the last </s> stays
+    # In training each token becomes <mask> with this probability, which keeps a small model from
+    # knowing its examples by their rare words (word dropout: Iyyer et al. 2015, section 3.2).
+    token_dropout: float = 0.0
     # Without checkpoint.restore_file: a directory with a tokenizer's files, or the size of a
     # byte-level BPE to learn from the training texts. Neither: GPT-2's, as published BARTs.
     tokenizer: str | None = None
@@ -116,6 +120,9 @@ class SentencePrediction:
             raise DataError(
                 f"criterion.label_smoothing={criterion.label_smoothing} must be in [0, 1)"
             )
+        if not 0 <= config.token_dropout < 1:
+            raise DataError(f"task.token_dropout={config.token_dropout} must be in [0, 1)")
+        self._mask_id = -1  # until `encode` knows it
         train, valid = _files(config)
         self._train = read_examples(train, config.text_columns, config.label_column)
         self._valid = None
@@ -174,6 +181,10 @@ class SentencePrediction:
 
     def encode(self, encoder: TextEncoder, config: BARTConfig) -> None:
         """Encodes both files; says how many rows had to be cut."""
+        if encoder.mask_id is not None:
+            self._mask_id = encoder.mask_id
+        elif self.config.token_dropout:
+            raise DataError("task.token_dropout needs a <mask>, which the tokenizer does not have")
         longest = min(
             self.config.max_positions, config.max_source_positions, config.max_target_positions
         )
@@ -250,6 +261,9 @@ class SentencePrediction:
         self, bart: BART, params: Tree, key: jax.Array, batch: dict[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The summed loss of a batch; `count` is its number of rows. Traced."""
+        if self.config.token_dropout:
+            key, drop_key = jax.random.split(key)
+            batch = batch | self._drop_tokens(batch, drop_key, bart.config)
         logits = self._logits(bart, params, batch, key)
         mask, targets = batch["mask"], batch["targets"]
         sums = {
@@ -262,6 +276,20 @@ class SentencePrediction:
         loss, _ = losses.cross_entropy(logits, targets, mask, self.criterion.label_smoothing)
         correct = (logits.argmax(-1) == targets) & mask
         return loss, {**sums, "correct": correct.sum()}
+
+    def _drop_tokens(
+        self, batch: dict[str, jax.Array], key: jax.Array, config: BARTConfig
+    ) -> dict[str, jax.Array]:
+        """Source and decoder input with the same ordinary tokens masked."""
+        source, previous = batch["src_tokens"], batch["prev_output_tokens"]
+        special = jnp.array([config.bos_token_id, config.eos_token_id, config.pad_token_id])
+        drop = jax.random.bernoulli(key, self.config.token_dropout, source.shape)
+        drop &= ~jnp.isin(source, special)
+        rolled = jnp.pad(drop[:, :-1], ((0, 0), (1, 0)))
+        return {
+            "src_tokens": jnp.where(drop, self._mask_id, source),
+            "prev_output_tokens": jnp.where(rolled, self._mask_id, previous),
+        }
 
     def predict(
         self, bart: BART, params: Tree, batch: dict[str, jax.Array]

@@ -1,3 +1,5 @@
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -171,3 +173,32 @@ def test_bad_places(tmp_path):
         task(data=str(tmp_path))
     with pytest.raises(DataError, match="max_positions=3 leaves no room"):
         make(tmp_path, max_positions=3).encode(ENCODER, MODEL)
+
+
+def test_token_dropout_masks_ordinary_tokens_alike_on_both_sides(tmp_path):
+    words = " ".join(["aa bb cc dd"] * 4)
+    rows = f"sentence1\tsentence2\tlabel\n{words}\taa\t0\n" + f"aa\t{words}\t1\n" * 7
+    task = make(tmp_path, rows, token_dropout=0.4)
+    task.encode(ENCODER, MODEL)
+    batch = task.train.batch(np.arange(8), length=20, count=9)
+    source, previous = batch["src_tokens"], batch["prev_output_tokens"]
+    dropped = task._drop_tokens(batch, jax.random.key(0), MODEL)
+    masked = np.asarray(dropped["src_tokens"]) == ENCODER.mask_id
+    ordinary = ~np.isin(source, [0, 1, 2])
+    assert not np.any(masked & ~ordinary)
+    assert 0.3 < masked[ordinary].mean() < 0.5
+    np.testing.assert_array_equal(np.where(masked, source, dropped["src_tokens"]), source)
+    # The decoder's input is still the source, rolled by one.
+    rolled = np.roll(masked, 1, axis=1)
+    np.testing.assert_array_equal(
+        dropped["prev_output_tokens"], np.where(rolled, ENCODER.mask_id, previous)
+    )
+
+
+def test_token_dropout_is_checked(tmp_path):
+    with pytest.raises(DataError, match="task.token_dropout=1.0 must be in"):
+        make(tmp_path, token_dropout=1.0)
+    without = copy.copy(ENCODER)
+    without.dictionary = ENCODER.dictionary.without_last()
+    with pytest.raises(DataError, match="token_dropout needs a <mask>"):
+        make(tmp_path, token_dropout=0.1).encode(without, MODEL)
