@@ -38,7 +38,8 @@ JOBS = {
     "beam": ("beam",),
     "stream": ("extract_features", "predict"),
 }
-SKIPS = {("ctranslate2", job) for job in ("encode", "extract_features", "predict")}
+# What a peer cannot do; and torch does the stream once, as its two jobs take the same time.
+SKIPS = {("ctranslate2", job) for job in ("encode", *JOBS["stream"])} | {("torch", "predict")}
 ROWS, LENGTH, SENTENCES = 8, 128, 500
 TOLERANCE = 1e-4  # of features and log-probabilities; ids are equal
 PAUSE = 0.3  # seconds for a peer's spinning threads to fall asleep before the next one's turn
@@ -67,7 +68,9 @@ class Process:
             text=True,
             env=environment,
         )
-        self.start = self._answer()  # its versions, and what it compiled for loading
+        answer = self._answer()
+        self.versions: dict[str, str] = answer["versions"]
+        self.compiled: dict[str, int] = answer["compiled"]  # function -> how often, up to now
 
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
@@ -77,12 +80,14 @@ class Process:
             raise SystemExit(f"{self.name} ended:\n{self.log.read()[-3000:]}")
         return json.loads(line)
 
-    def run(self, job: str, keep: str | None = None) -> dict[str, Any]:
-        """Does a job once; the answer holds its seconds. The result goes to the file `keep`."""
+    def run(self, job: str, keep: str | None = None) -> float:
+        """Does a job once, and gives its seconds. The result goes to the file `keep`."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps({"job": job, "keep": keep}) + "\n")
         self.process.stdin.flush()
-        return self._answer()
+        answer = self._answer()
+        self.compiled = answer["compiled"]
+        return answer["seconds"]
 
     def close(self) -> None:
         self.process.communicate()  # the end of its input ends it
@@ -136,49 +141,46 @@ def comparable(result: np.ndarray) -> np.ndarray:
     return np.stack([np.asarray(sorted(map(tuple, row))) for row in result])
 
 
-def measure(
-    jobs: list[str], processes: list[Process], folder: Path, rounds: int
-) -> dict[str, dict[str, list[float]]]:
-    """Seconds by job and peer, one for each round."""
-    seconds: dict[str, dict[str, list[float]]] = {}
-    for job in jobs:
-        able = [process for process in processes if (process.name, job) not in SKIPS]
-        results = {}
-        for process in able:
-            print(f"{job}: {process.name} warms up", file=sys.stderr)
-            process.run(job, f"{process.name}-{job}.npy")
-            results[process.name] = np.load(folder / f"{process.name}-{job}.npy")
-        check_same(job, results)
-        seconds[job] = {process.name: [] for process in able}
-        for number in range(rounds):
-            print(f"{job}: round {number + 1} of {rounds}", file=sys.stderr)
-            turn = number % len(able)  # nobody always comes after the same neighbour
-            for process in able[turn:] + able[:turn]:
-                time.sleep(PAUSE)
-                seconds[job][process.name].append(process.run(job)["seconds"])
-    return seconds
+def measure(job: str, processes: list[Process], folder: Path, rounds: int) -> dict[str, Any]:
+    """The peers' turns at one job.
 
-
-def count_compilations(process: Process, stream: list[list[int]]) -> dict[str, Any]:
-    """What a process that has not seen the stream compiles for it: which function, how often.
-
-    Ends the run where a function was compiled more often than there are buckets, or again at a
-    second pass.
+    Returns:
+        "seconds": by peer, one for each round; "compiled": by peer, how often each function was
+        compiled for the first call (counted for bart_hk alone). None may be compiled later.
     """
-    buckets = {bucket(len(row)) for row in stream}
-    found: dict[str, Any] = {"buckets": len(buckets)}
-    before = process.start["compiled"]
-    for job in JOBS["stream"]:
-        after = process.run(job)["compiled"]
-        found[job] = {n: c - before.get(n, 0) for n, c in after.items() if c > before.get(n, 0)}
-        most = max(found[job].values(), default=0)
-        if most > len(buckets):
-            raise SystemExit(f"{job}: compiled {found[job]} for {len(buckets)} buckets")
-        before = after
-    for job in JOBS["stream"]:
-        if process.run(job)["compiled"] != before:
-            raise SystemExit(f"{job}: compiled again for a stream that it had seen")
-    return found
+    able = [process for process in processes if (process.name, job) not in SKIPS]
+    seconds: dict[str, list[float]] = {process.name: [] for process in able}
+    compiled, results = {}, {}
+    for process in able:
+        print(f"{job}: {process.name} warms up", file=sys.stderr)
+        before = process.compiled
+        process.run(job, f"{process.name}-{job}.npy")
+        compiled[process.name] = {
+            name: count - before.get(name, 0)
+            for name, count in process.compiled.items()
+            if count > before.get(name, 0)
+        }
+        results[process.name] = np.load(folder / f"{process.name}-{job}.npy")
+    check_same(job, results)
+    warm = {process.name: process.compiled for process in able}
+    for number in range(rounds):
+        print(f"{job}: round {number + 1} of {rounds}", file=sys.stderr)
+        turn = number % len(able)  # nobody always comes after the same neighbour
+        for process in able[turn:] + able[:turn]:
+            time.sleep(PAUSE)
+            seconds[process.name].append(process.run(job))
+    for process in able:
+        if process.compiled != warm[process.name]:
+            raise SystemExit(f"{job}: {process.name} compiled again for what it had seen")
+    return {"seconds": seconds, "compiled": compiled}
+
+
+def check_compilations(job: str, compiled: dict[str, int], stream: list[list[int]]) -> int:
+    """The stream's buckets of length; ends the run if a function was compiled more often."""
+    buckets = len({bucket(len(row)) for row in stream})
+    if max(compiled.values(), default=0) > buckets:
+        raise SystemExit(f"{job}: {compiled} compilations, for {buckets} buckets of length")
+    return buckets
 
 
 def time_start(folder: Path, threads: int) -> dict[str, float]:
@@ -229,15 +231,14 @@ def report(results: dict[str, Any]) -> str:
     lines = [f"{results['machine']}; {', '.join(versions)}; {results['rounds']} rounds.", ""]
     if results["seconds"]:
         lines += [*table(results["seconds"]), ""]
-    if compilations := results.get("compilations"):
-        for job in JOBS["stream"]:
-            names = ", ".join(f"{name} {count}" for name, count in compilations[job].items())
-            number = sum(compilations[job].values())
-            lines.append(
-                f"{job} compiled {number} programs ({names}) for {SENTENCES} sentences in "
-                f"{compilations['buckets']} buckets of length, and none at the second pass."
-            )
-        lines.append("")
+    for job, compilations in results["compilations"].items():
+        counts = {name: count for name, count in compilations.items() if name != "buckets"}
+        names = ", ".join(f"{name} {count} times" for name, count in counts.items()) or "nothing"
+        lines += [
+            f"{job} compiled {names}, for {SENTENCES} sentences in {compilations['buckets']} "
+            "buckets of length, and nothing when they came again.",
+            "",
+        ]
     if start := results.get("start"):
         times = ", ".join(f"{value:.1f} s with an {state}" for state, value in start.items())
         lines.append(f"From starting Python to the first features and 64 greedy tokens: {times}.")
@@ -252,7 +253,7 @@ def main(argv: list[str] | None = None) -> int:
     known = [*JOBS, "start"]
     parser.add_argument("jobs", nargs="*", metavar="JOB", help=f"of {', '.join(known)}; or all")
     parser.add_argument("--only", metavar="PEER,...", help=f"of {', '.join(PEERS)}; or all")
-    parser.add_argument("--rounds", type=int, help="default: 7, of the stream 3")
+    parser.add_argument("--rounds", type=int, help="default: 5, of the stream 3")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=ROOT / ".cache" / "benchmark")
     parser.add_argument("--json", type=Path, help="default: FOLDER/results.json")
@@ -271,16 +272,17 @@ def main(argv: list[str] | None = None) -> int:
     results: dict[str, Any] = {
         "machine": machine(args.threads),
         "threads": args.threads,
-        "rounds": args.rounds or "7 (stream: 3)",
+        "rounds": args.rounds or "5 (of the stream 3)",
         "versions": {},
         "seconds": {},
+        "compilations": {},
     }
 
     def start(name: str) -> Process:
         print(f"{name} starts", file=sys.stderr)
         python = sys.executable if name == "bart_hk" else args.peers_python
         process = Process(name, python, args.folder, args.threads)
-        results["versions"][name] = process.start["versions"]
+        results["versions"][name] = process.versions
         return process
 
     if "start" in wanted and "bart_hk" in names:
@@ -288,13 +290,14 @@ def main(argv: list[str] | None = None) -> int:
     if set(wanted) & set(JOBS):
         processes = [start(name) for name in names]
         for group in (name for name in JOBS if name in wanted):
-            if group == "stream" and "bart_hk" in names:
-                results["compilations"] = count_compilations(
-                    processes[names.index("bart_hk")], inputs["stream"]
-                )
-            rounds = args.rounds or (3 if group == "stream" else 7)
-            found = measure(list(JOBS[group]), processes, args.folder, rounds)
-            results["seconds"].update(found)
+            for job in JOBS[group]:
+                rounds = args.rounds or (3 if group == "stream" else 5)
+                found = measure(job, processes, args.folder, rounds)
+                results["seconds"][job] = found["seconds"]
+                if group == "stream" and "bart_hk" in names:
+                    compiled = found["compiled"]["bart_hk"]
+                    buckets = check_compilations(job, compiled, inputs["stream"])
+                    results["compilations"][job] = {"buckets": buckets, **compiled}
         for process in processes:
             process.close()
     (args.json or args.folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
