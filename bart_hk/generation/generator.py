@@ -37,6 +37,8 @@ class Generator:
 
     def __init__(self, bart: BART) -> None:
         self.bart = bart
+        self._stepping: tuple[list[jax.Array], Params] = ([], {})
+        self._for_steps = jax.jit(bart.for_steps)
         self._begin = jax.jit(self._encode_and_begin, static_argnames=("beam", "length"))
         self._grow = jax.jit(self._grow_to, static_argnames=("beam", "length"))
         self._search = jax.jit(self._run, static_argnames="rules", donate_argnames="state")
@@ -171,6 +173,14 @@ class Generator:
                     )
         return results
 
+    def _step_params(self, params: Params) -> Params:
+        """`params` for the steps of a search, kept for as long as the same arrays come."""
+        leaves = jax.tree.leaves(params)
+        known, _ = self._stepping
+        if len(known) != len(leaves) or any(a is not b for a, b in zip(known, leaves, strict=True)):
+            self._stepping = (leaves, self._for_steps(params))
+        return self._stepping[1]
+
     def _checked(self, what: str, rows: Sequence[Any], longest: int) -> list[np.ndarray]:
         vocabulary = self.bart.config.vocab_size
         checked = []
@@ -210,12 +220,13 @@ class Generator:
         steps = int(limits.max_len.max()) + 1
         real = np.arange(len(src_tokens)) < real_rows
         state = self._begin(params, src_tokens, real, beam=rules.beam, length=stages[0])
-        state = self._search(params, state, limits, rules=rules)
+        step_params = self._step_params(params)
+        state = self._search(step_params, state, limits, rules=rules)
         for room, length in zip(stages, stages[1:], strict=False):
             if room >= steps or bool(state.done.all()):
                 break
             state = self._grow(state, beam=rules.beam, length=length)
-            state = self._search(params, state, limits, rules=rules)
+            state = self._search(step_params, state, limits, rules=rules)
         return state
 
     # The methods below are compiled.

@@ -193,6 +193,9 @@ def candidates(
 
     # Each beam's best 2 W hold the best 2 W of all beams.
     best, tokens = jax.lax.top_k(logits, min(2 * beam, vocabulary))  # [B, W, 2 W]
+    # Without the barrier, slices of the result may turn top_k into a sort of the whole vocabulary
+    # on a CPU, which takes ten times as long as everything else.
+    best, tokens = jax.lax.optimization_barrier((best, tokens))
     forced = (only >= 0)[:, None, None]
     best = jnp.where(forced, jnp.full_like(best, -jnp.inf).at[:, :, :1].set(alone), best)
     tokens = jnp.where(forced, only[:, None, None], tokens)

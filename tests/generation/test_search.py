@@ -213,6 +213,24 @@ def test_stages_change_nothing(beam):
         np.testing.assert_array_equal(a.scores, b.scores)
 
 
+@pytest.mark.parametrize("beam", [1, 4])
+@pytest.mark.parametrize("changes", [{}, {"tempered": True}, {"no_repeat_ngram_size": 2}], ids=str)
+def test_the_vocabulary_is_never_sorted(beam, changes):
+    rules = Rules(beam, EOS, PAD, UNK, BOS, **changes)
+    vocabulary = 3001
+
+    def decode(tokens, step, cache, ancestors):
+        return jnp.sin(jnp.arange(vocabulary) * tokens[..., None]), cache, jnp.ones((1, beam, 1))
+
+    def whole(lim):
+        state = begin(jnp.ones(1, bool), 1, 8, None, beam, EOS)
+        return run(state, decode, lim, rules)
+
+    program = jax.jit(whole).lower(limits(1)).compile().as_text()
+    assert 'custom_call_target="TopK"' in program
+    assert not [line for line in program.splitlines() if "sort(" in line and "3001" in line]
+
+
 def test_rows_that_take_no_part_are_done_from_the_start():
     rules = Rules(2, EOS, PAD, UNK, BOS)
     state = begin(jnp.zeros(2, bool), 1, 4, jnp.zeros((2, 4, 2), jnp.int32), 2, EOS)

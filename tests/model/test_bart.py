@@ -147,6 +147,7 @@ def test_steps_equal_teacher_forcing_whatever_beams_descend_from(name):
     source = jax.jit(bart.encode)(params, rows(config, 7, 4))
     cache = jax.jit(bart.start, static_argnums=(2, 3))(params, source, beam, 4)
     step, decode = jax.jit(bart.step), jax.jit(bart.decode)
+    step_params = bart.for_steps(params)
     rng = np.random.default_rng(1)
     history = np.full((batch, beam, length), config.pad_token_id, np.int32)
     ancestors = np.zeros((batch, beam, length, beam), bool)
@@ -161,7 +162,7 @@ def test_steps_equal_teacher_forcing_whatever_beams_descend_from(name):
         ancestors[:, np.arange(beam), t, np.arange(beam)] = True
         room = cache.keys[0].shape[2] // beam
         features, cache, _ = step(
-            params, jnp.asarray(tokens, jnp.int32), jnp.int32(t), cache, ancestors[:, :, :room]
+            step_params, jnp.asarray(tokens, jnp.int32), jnp.int32(t), cache, ancestors[:, :, :room]
         )
         for w in range(beam):
             whole = decode(params, history[:, w], source).features
