@@ -22,9 +22,11 @@ def leaves(folder: Path) -> list[np.ndarray]:
 
 
 def test_it_learns_and_the_directory_is_a_model_with_its_label_names(configured, tmp_path):
-    changes = {"optimization": {"max_epoch": 15}, "model": MODEL | {"dropout": 0.0}}
+    write_sentences(tmp_path / "train.tsv", 400, seed=0)
+    write_sentences(tmp_path / "valid.tsv", 60, seed=1)
+    changes = {"task": {"data": str(tmp_path)}, "optimization": {"max_epoch": 8}}
     result = train(configured(tmp_path / "run", **changes))
-    assert result.epoch == 15 and result.valid["accuracy"] > 90
+    assert result.epoch == 8 and result.valid["accuracy"] > 95
     bart = bart_hk.load(tmp_path / "run")
     answers = bart.classify(["the film was very good", "a bad plot"])
     assert [label for label, _ in answers] == ["pos", "neg"]
