@@ -28,6 +28,7 @@ import numpy as np
 
 from bart_hk.data.batching import bucket
 from bart_hk.data.readers import read_examples
+from bart_hk.hub.features import BUCKETS
 from bart_hk.text import TextEncoder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -177,7 +178,7 @@ def measure(job: str, processes: list[Process], folder: Path, rounds: int) -> di
 
 def check_compilations(job: str, compiled: dict[str, int], stream: list[list[int]]) -> int:
     """The stream's buckets of length; ends the run if a function was compiled more often."""
-    buckets = len({bucket(len(row)) for row in stream})
+    buckets = len({bucket(len(row), BUCKETS) for row in stream})
     if max(compiled.values(), default=0) > buckets:
         raise SystemExit(f"{job}: {compiled} compilations, for {buckets} buckets of length")
     return buckets

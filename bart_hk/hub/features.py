@@ -3,14 +3,22 @@
 Shapes: see the glossary in `bart_hk.model.layers`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bart_hk.data.batching import buckets_up_to, pad_rows, plan_shapes
+from bart_hk.data.batching import LENGTH_BUCKETS, buckets_up_to, pad_rows, plan_shapes
 from bart_hk.model import BART, Params, sentence_representation
+
+# Finer steps than a search's: one pass is little work, so padding counts and compiling is quick.
+BUCKETS = tuple(sorted({*LENGTH_BUCKETS, 40, 56, 80, 112, 160, 224, 320, 448, 640, 896}))
+
+
+def default_max_tokens(platform: str) -> int:
+    """Padded tokens of a batch. Few keep a CPU busy, and smaller batches need less padding."""
+    return 512 if platform == "cpu" else 8192
 
 
 class FeatureExtractor:
@@ -44,7 +52,7 @@ class FeatureExtractor:
         config = self.bart.config
         limit = min(config.max_source_positions, config.max_target_positions)
         lengths = [len(row) for row in rows]
-        plan = plan_shapes(lengths, max_tokens=max_tokens, buckets=buckets_up_to(limit))
+        plan = plan_shapes(lengths, max_tokens=max_tokens, buckets=buckets_up_to(limit, BUCKETS))
         for batch, (count, length) in plan:
             src_tokens = pad_rows([rows[i] for i in batch], config.pad_token_id, length, count)
             real = np.ones(count, np.int32)

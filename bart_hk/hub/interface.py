@@ -18,6 +18,7 @@ from bart_hk.checkpoint.huggingface import HeadFiles
 from bart_hk.config import BARTConfig
 from bart_hk.generation.options import GenerationOptions
 from bart_hk.hub.arrays import Array, Rows, as_array
+from bart_hk.hub.features import default_max_tokens
 from bart_hk.hub.loaded import LoadedBART
 from bart_hk.model import Params
 from bart_hk.text import Dictionary, TextEncoder
@@ -26,7 +27,6 @@ from bart_hk.text.framing import frame, truncate
 logger = logging.getLogger(__name__)
 
 _TASK_HEAD = "sentence_classification_head"  # fairseq's name for a sentence_prediction task's head
-MAX_TOKENS = 8192  # padded tokens of a batch, unless the user says otherwise
 
 
 class BARTHubInterface(LoadedBART):
@@ -51,7 +51,7 @@ class BARTHubInterface(LoadedBART):
         """From parts; `text=None` makes a model that takes ids only. See `bart_hk.load`."""
         super().__init__(config, params, heads, **kwargs)
         self._text = text
-        self._limits = {"max_tokens": max_tokens or MAX_TOKENS}
+        self._max_tokens = max_tokens
         self._generator_limits = {
             name: limit
             for name, limit in (("max_tokens", max_tokens), ("batch_size", batch_size))
@@ -162,6 +162,10 @@ class BARTHubInterface(LoadedBART):
     def _rows(self, tokens: Any) -> Rows:
         return Rows(tokens, self.config.pad_token_id, self.config.vocab_size)
 
+    @property
+    def _features_max_tokens(self) -> int:
+        return self._max_tokens or default_max_tokens(self.device.platform)
+
     def _check_length(self, rows: Sequence[np.ndarray]) -> None:
         limit = min(self.max_positions)
         for number, row in enumerate(rows):
@@ -186,7 +190,10 @@ class BARTHubInterface(LoadedBART):
         rows = self._rows(tokens)
         self._check_length(rows.rows)
         states = self._engine()[1].hidden_states(
-            self._params, rows.rows, all_layers=return_all_hiddens, **self._limits
+            self._params,
+            rows.rows,
+            all_layers=return_all_hiddens,
+            max_tokens=self._features_max_tokens,
         )
         layers = [rows.like_input([row[i] for row in states]) for i in range(len(states[0]))]
         if not return_all_hiddens:
@@ -219,7 +226,10 @@ class BARTHubInterface(LoadedBART):
                     "classified; encode() adds it"
                 )
         result = np.empty((len(rows), registered.module.num_classes), np.float32)
-        for batch, features in self._engine()[1].sentences(self._params, rows, **self._limits):
+        sentences = self._engine()[1].sentences(
+            self._params, rows, max_tokens=self._features_max_tokens
+        )
+        for batch, features in sentences:
             logits = registered.logits(registered.params, features)
             if not (return_logits or registered.regression):
                 logits = jax.nn.log_softmax(logits)

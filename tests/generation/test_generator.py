@@ -9,6 +9,7 @@ from bart_hk.config import BARTConfig
 from bart_hk.generation.generator import Generator
 from bart_hk.generation.options import GenerationOptions
 from bart_hk.model import BART
+from tests.parameters import random_params
 
 TINY = BARTConfig(
     vocab_size=40,
@@ -124,7 +125,7 @@ def test_special_ids_come_from_the_config():
         forced_eos_token_id=39,
     )
     generator = Generator(BART(config))
-    params = jax.tree.map(lambda x: 5 * x, generator.bart.init(jax.random.key(3)))
+    params = random_params(config, 0.1)
     rows = [np.array([38, 7, 9, 39]), np.array([38, 11, 39])]
     found = generator.generate(params, rows, GenerationOptions(beam=2, max_len_b=9))
     tokens = [h["tokens"] for hypotheses in found for h in hypotheses]
@@ -138,7 +139,7 @@ def test_special_ids_come_from_the_config():
 
 def test_the_beam_is_at_most_the_vocabulary_less_pad():
     generator = Generator(BART(TINY.replace(vocab_size=6)))
-    params = generator.bart.init(jax.random.key(0))
+    params = random_params(generator.bart.config, 0.02)
     options = GenerationOptions(beam=50, max_len_b=3)
     assert len(generator.generate(params, [np.array([0, 4, 2])], options)[0]) == 5
 

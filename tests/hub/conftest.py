@@ -1,12 +1,11 @@
 """A small model with GPT-2's vocabulary, away from its initialisation."""
 
-import jax
 import pytest
 
 from bart_hk.config import BARTConfig
 from bart_hk.hub import BARTHubInterface
-from bart_hk.model import BART
 from bart_hk.text import TextEncoder
+from tests.parameters import random_params
 
 CONFIG = BARTConfig(
     encoder_embed_dim=16,
@@ -23,9 +22,7 @@ CONFIG = BARTConfig(
 
 @pytest.fixture(scope="session")
 def tiny_params():
-    params = BART(CONFIG).init(jax.random.key(0))
-    # At its initialisation a model repeats its input; larger weights make it say something.
-    return jax.tree.map(lambda x: 8 * x if x.ndim == 2 else x, params)
+    return random_params(CONFIG, 0.16)
 
 
 @pytest.fixture(scope="session")

@@ -4,15 +4,14 @@ import contextlib
 import types
 import warnings
 
-import jax
 import numpy as np
 import pytest
 
 import bart_hk
 from bart_hk.hub import BARTHubInterface
-from bart_hk.model import BART
 from tests.hub.conftest import CONFIG
 from tests.hub.fairseq_examples import BLOCKS
+from tests.parameters import random_params
 
 # What stands in for `import torch`. Where torch is installed, torch itself does (tests/parity).
 NUMPY_AS_TORCH = types.SimpleNamespace(Size=tuple, all=np.all, no_grad=contextlib.nullcontext)
@@ -38,7 +37,7 @@ def as_wide_as_large(text) -> BARTHubInterface:
         max_source_positions=64,
         max_target_positions=64,
     )
-    return BARTHubInterface(config, BART(config).init(jax.random.key(0)), text)
+    return BARTHubInterface(config, random_params(config, 0.02), text)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from bart_hk.tasks.sentence_prediction import (
     SentencePredictionCriterionConfig,
 )
 from bart_hk.text import train_bpe
+from tests.parameters import random_params
 
 PAIRS = "sentence1\tsentence2\tlabel\naa\tbb cc\tyes\ndd ee ff gg\thh\tno\n"
 ENCODER = train_bpe(["aa bb cc dd ee ff gg hh"], 300)
@@ -59,7 +60,7 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_head_and_padding_counts_nothi
     task = make(tmp_path)
     task.encode(ENCODER, MODEL)
     bart = BART(MODEL)
-    params = task.init(bart, bart.init(jax.random.key(0)), jax.random.key(1), {})
+    params = task.init(bart, random_params(MODEL, 0.02), jax.random.key(1), {})
     loss = jax.jit(lambda batch: task.loss(BART(MODEL.replace(dropout=0.0)), params, None, batch))
     rows = np.array([0, 1])
     small, sums = loss(task.train.batch(rows, length=16, count=2))
