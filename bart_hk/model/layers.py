@@ -63,7 +63,7 @@ def compute_in(dtype: jnp.dtype) -> AbstractContextManager[None]:
     """
 
     def cast(next_getter, value, context):
-        value = next_getter(value)
+        value = jnp.asarray(next_getter(value))  # parameters may be NumPy's
         return value if context.name in ("scale", "offset") else value.astype(dtype)
 
     return hk.custom_getter(cast)

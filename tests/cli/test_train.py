@@ -49,7 +49,7 @@ def data(tmp_path, monkeypatch):
 
 def run(monkeypatch, *overrides: str) -> int:
     # Hydra's handlers would outlive the test's captured streams.
-    quiet = ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
+    quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
     monkeypatch.setattr(sys, "argv", ["bart-hk-train", *overrides, *quiet])
     try:
         cli.main()
