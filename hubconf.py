@@ -1,6 +1,6 @@
 """Entry points of `torch.hub`; torch is needed for that call only.
 
-    bart = torch.hub.load("path/to/this/repository", "bart", "DIRECTORY", source="local")
+bart = torch.hub.load("path/to/this/repository", "bart", "DIRECTORY", source="local")
 """
 
 from typing import TYPE_CHECKING, Any
