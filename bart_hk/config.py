@@ -105,7 +105,7 @@ class BARTConfig:
                     f"encoder_embed_dim={self.encoder_embed_dim} must be divisible by "
                     f"{side}_attention_heads={heads}"
                 )
-        for name in _RATES:
+        for name in DROPOUT_RATES:
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
         for name in _IDS:
@@ -144,7 +144,8 @@ _POSITIVE = (
     "max_source_positions",
     "max_target_positions",
 )
-_RATES = (
+# The fields that act in training only.
+DROPOUT_RATES = (
     "dropout",
     "attention_dropout",
     "activation_dropout",

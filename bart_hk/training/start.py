@@ -11,7 +11,7 @@ import numpy as np
 
 from bart_hk import zoo
 from bart_hk.checkpoint.huggingface import read_model
-from bart_hk.config import BARTConfig
+from bart_hk.config import DROPOUT_RATES, BARTConfig
 from bart_hk.model import BART
 from bart_hk.tasks import Task, Tree
 from bart_hk.tasks.sentence_prediction import SentencePrediction
@@ -19,16 +19,6 @@ from bart_hk.text import TextEncoder, train_bpe
 from bart_hk.training.config import ConfigError, TrainConfig
 
 _log = logging.getLogger(__name__)
-
-# A restored model brings its own sizes and ids; these stay what the `model` group says.
-_RATES = (
-    "dropout",
-    "attention_dropout",
-    "activation_dropout",
-    "pooler_dropout",
-    "encoder_layerdrop",
-    "decoder_layerdrop",
-)
 
 
 @dataclass
@@ -54,7 +44,8 @@ def start(config: TrainConfig, task: Task, key: jax.Array) -> Start:
     """
     restore = config.checkpoint.restore_file
     dtype = jnp.bfloat16 if config.common.bf16 else jnp.float32
-    rates = {name: getattr(config.model, name) for name in _RATES}
+    # A restored model brings its own sizes and ids; these stay what the `model` group says.
+    rates = {name: getattr(config.model, name) for name in DROPOUT_RATES}
     if restore:
         if config.task.tokenizer or config.task.vocab_size:
             raise ConfigError(
