@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from bart_hk.checkpoint import files, tree
+from bart_hk.checkpoint.model_files import HeadFiles, ModelFiles
 from bart_hk.checkpoint.tree import Params
 from bart_hk.checkpoint.weights import WEIGHTS, Weights
 from bart_hk.config import BARTConfig
@@ -74,33 +75,6 @@ _GENERATION_IDS = (
 )
 # What `read_model` and `write_model` make of bart_hk.json themselves; the rest is the caller's.
 _OWN_EXTRAS = ("format", "config", "transformers_lacks", "heads", "head", "heads_file")
-
-
-@dataclasses.dataclass
-class HeadFiles:
-    """A classification head as it is stored."""
-
-    params: Params  # {"dense": {"w" [D, inner], "b"}, "out_proj": {"w" [inner, C], "b"}}
-    labels: list[str] | None = None  # names of the C classes
-    regression: bool = False
-
-    @property
-    def inner_dim(self) -> int:
-        return int(np.shape(self.params["dense"]["w"])[1])
-
-    @property
-    def num_classes(self) -> int:
-        return int(np.shape(self.params["out_proj"]["w"])[1])
-
-
-@dataclasses.dataclass
-class ModelFiles:
-    """What a model directory holds."""
-
-    config: BARTConfig
-    params: Params  # as `tree.parameter_shapes(config)`, on the host
-    heads: dict[str, HeadFiles] = dataclasses.field(default_factory=dict)
-    extras: dict[str, Any] = dataclasses.field(default_factory=dict)  # the rest of bart_hk.json
 
 
 # --- config.json ----------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bart_hk.checkpoint.huggingface import HeadFiles
+from bart_hk.checkpoint.model_files import HeadFiles
 from bart_hk.checkpoint.tree import Params, parameter_shapes
 from bart_hk.config import BARTConfig
 
