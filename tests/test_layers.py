@@ -15,7 +15,7 @@ PACKAGE = ROOT / "bart_hk"
 
 # Imports run downward only: a room may use itself and the rooms of lower floors.
 FLOORS = [
-    {"config", "text"},
+    {"config", "errors", "text"},
     {"model", "checkpoint", "data", "zoo", "compilation"},
     {"generation", "tasks"},
     {"hub"},

@@ -1,0 +1,100 @@
+"""Names, addresses and archives to files: where a model is, fetched and unpacked if need be."""
+
+import os
+from pathlib import Path
+
+from bart_hk.zoo import cache, names
+
+__all__ = ["locate"]
+
+
+def locate(
+    name_or_path: str | os.PathLike,
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    force_reload: bool = False,
+    local_files_only: bool = False,
+) -> Path:
+    """The folder of a model, or the single file that it is.
+
+    Args:
+        name_or_path: what to find, in this order:
+            a folder, or a checkpoint (`.pt`, `.bin`, `.safetensors`), which are given back;
+            an archive of a folder (`.tar.gz`, `.tar.bz2`, `.tar`, `.zip`), unpacked into the cache;
+            one of `names.ARCHIVES`, such as "bart.large.cnn" (or "bart_large_cnn");
+            an address (http, https) of an archive or a checkpoint; `#sha256=...` at its end is
+            compared with what was downloaded;
+            "owner/name" of a repository of Hugging Face's hub.
+        revision: of a repository: a branch, a tag or a commit.
+        cache_dir: where downloads and unpacked archives are kept. By default repositories are in
+            Hugging Face's own cache ($HF_HUB_CACHE, $HF_HOME) and everything else is in
+            $BART_HK_CACHE, $PYTORCH_FAIRSEQ_CACHE or `bart_hk` in torch's cache ($TORCH_HOME).
+        force_reload: download or unpack again what the cache has.
+        local_files_only: use only what is here; so does $HF_HUB_OFFLINE.
+
+    Raises:
+        FileNotFoundError: there is no such model, or not here; says what was looked for, where,
+            and how to bring it by hand.
+        CheckpointError: an archive is damaged or hostile; what was unpacked of it is removed.
+        ConnectionError: a download failed.
+        OSError: no space for the cache, or it cannot be written.
+        ValueError: `revision` of something that has none.
+    """
+    text = os.fspath(name_or_path)
+    path = Path(text.removeprefix("file://")).expanduser()
+    if names.is_url(text):
+        source = "url"
+    elif path.is_dir():
+        source = "folder"
+    elif path.exists():
+        source = "file"
+    elif names.archive_name(text):
+        source = "archive"
+    elif names.is_repository(text):
+        source = "repository"
+    else:
+        raise FileNotFoundError(_unknown(text, path))
+    if revision is not None and source != "repository":
+        raise ValueError(
+            f"revision={revision!r} is for repositories of Hugging Face's hub; {text} is none"
+        )
+    if source == "folder":
+        return path
+    # The others are imported here so that naming a folder stays cheap.
+    if source == "repository":
+        from bart_hk.zoo.repositories import snapshot
+
+        return snapshot(
+            text,
+            revision=revision,
+            cache_dir=cache_dir,
+            force_reload=force_reload,
+            local_files_only=local_files_only or cache.offline(),
+        )
+    from bart_hk.zoo import fetched
+
+    folder = cache.cache_folder(cache_dir)
+    if source == "file":
+        return fetched.local_file(path, folder, force_reload=force_reload)
+    return fetched.address(
+        names.ARCHIVES[name] if (name := names.archive_name(text)) else text,
+        folder,
+        name=name,
+        force_reload=force_reload,
+        local_files_only=local_files_only or cache.offline(),
+    )
+
+
+def _unknown(text: str, path: Path) -> str:
+    here = path.parent
+    try:
+        entries = [entry.name for entry in here.iterdir()] if here != Path() else []
+    except OSError:
+        entries = []
+    siblings = [str(here / name) for name in names.nearest(path.name, entries)]
+    return (
+        f"no model {text!r}: there is no directory or file {path.absolute()}, and it is neither a "
+        f"name ({', '.join(names.ARCHIVES)}), nor owner/name of a repository, nor an address"
+        f"{names.did_you_mean(siblings or names.nearest(text))}"
+    )
