@@ -13,8 +13,20 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from bart_hk.errors import CheckpointError as CheckpointError  # for those who read with us
+
 _SAVING = ".bart_hk_saving"  # being written: worth nothing if found later
 _SAVED = ".bart_hk_saved"  # complete and on the disk: its files replace those of the directory
+
+
+def shown(value: Any) -> str:
+    """`value`, which may come from a hostile file, as one short line of a message."""
+    if not isinstance(value, str | bytes | int | float):
+        return f"a {type(value).__name__}"
+    cut = value[:120] if isinstance(value, str | bytes) else value
+    text = cut if isinstance(cut, str) and cut.isprintable() else repr(cut)
+    return text if cut == value or value != value else f"{text}..."
+
 
 MakeTensor = Callable[[], np.ndarray]
 
@@ -91,16 +103,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: it is not there.
-        ValueError: it is no JSON object.
+        CheckpointError: it is no JSON object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path.parent} holds no {path.name}") from None
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object but a {type(content).__name__}")
+        raise CheckpointError(f"{path} holds no JSON object but a {type(content).__name__}")
     return content
 
 
