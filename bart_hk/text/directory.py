@@ -1,10 +1,12 @@
 """The tokenizer files of a model's directory: which there are, which win, and what is written."""
 
 import json
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bart_hk.text import fairseq_folder
 from bart_hk.text.dictionary import Dictionary, token_ids
 from bart_hk.text.gpt2_bpe import (
     GPT2BPE,
@@ -48,27 +50,35 @@ class Tokenizer(NamedTuple):
     tokenizer_class: str = "BartTokenizer"
 
 
-def load(directory: str | PathLike) -> Tokenizer:
+def load(
+    directory: str | PathLike,
+    languages: Sequence[str] | None = None,
+    bpe_directory: str | PathLike | None = None,
+) -> Tokenizer:
     """What the files say. A fairseq `dict.txt` wins, then SentencePiece, then byte-level BPE.
 
-    The errors are those of `TextEncoder.load`.
+    Arguments and errors are those of `TextEncoder.load`.
     """
     path = Path(directory)
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is not a directory, so it holds no tokenizer files")
-    dictionary_file = _first(path, _DICTIONARIES)
-    model_file = _first(path, _MODELS)
-    pair = next((p for p in _PAIRS if (path / p[0]).is_file() and (path / p[1]).is_file()), None)
+    dictionary_file = fairseq_folder.find_dictionary(path)
+    if dictionary_file is None and languages is not None:
+        raise fairseq_folder.missing_dictionary(path)
+    model_file, pair = _bpe_files(path)
+    if model_file is None and pair is None and bpe_directory is not None:
+        if dictionary_file is not None:
+            model_file, pair = _bpe_files(Path(bpe_directory))
     try:
         if dictionary_file is not None:
-            return _load_fairseq(path, dictionary_file, model_file, pair)
+            return _load_fairseq(path, dictionary_file, model_file, pair, languages or ())
         layout = _tokenizer_class(path)
         fast = (path / _FAST).is_file()
         if model_file is not None and not (fast and layout not in (*SHIFTED_LAYOUTS, OWN_IDS)):
             return _load_pieces(path, model_file, layout)
         if pair is not None:
-            vocabulary = _read_vocabulary(path / pair[0])
-            merges = read_merges((path / pair[1]).read_text(encoding="utf-8"))
+            vocabulary = _read_vocabulary(pair[0])
+            merges = read_merges(pair[1].read_text(encoding="utf-8"))
             prefix = bool(_read_json(path / "tokenizer_config.json").get("add_prefix_space", False))
             return _byte_level(path, vocabulary, merges, prefix)
         if fast:
@@ -77,32 +87,43 @@ def load(directory: str | PathLike) -> Tokenizer:
         raise ValueError(f"a tokenizer file in {path} is not in UTF-8: {error}") from None
     pairs = ", ".join(" + ".join(pair) for pair in _PAIRS)
     raise FileNotFoundError(
-        f"no tokenizer files in {path}: looked for {', '.join(_DICTIONARIES)}; "
+        f"no tokenizer files in {path}: looked for {', '.join(_DICTIONARIES)}, input0/dict.txt; "
         f"{', '.join(_MODELS)}; {pairs}; {_FAST}"
     )
 
 
+def _bpe_files(path: Path) -> tuple[Path | None, tuple[Path, Path] | None]:
+    """The SentencePiece model of a folder, and its vocabulary and merges."""
+    pairs = ((path / vocabulary, path / merges) for vocabulary, merges in _PAIRS)
+    found = (pair for pair in pairs if all(file.is_file() for file in pair))
+    return _first(path, _MODELS), next(found, None)
+
+
 def _load_fairseq(
-    path: Path, dictionary_file: Path, model_file: Path | None, pair: tuple[str, str] | None
+    path: Path,
+    dictionary_file: Path,
+    model_file: Path | None,
+    pair: tuple[Path, Path] | None,
+    languages: Sequence[str],
 ) -> Tokenizer:
-    dictionary = Dictionary.load(dictionary_file)
+    settings = _read_json(path / "tokenizer_config.json")
     # fairseq's tasks add <mask>; a model without it says so in the settings that `save` writes.
-    if _read_json(path / "tokenizer_config.json").get("mask_token", "<mask>") is not None:
-        if "<mask>" not in dictionary:
-            dictionary.add_symbol("<mask>")
+    has_mask = settings.get("mask_token", "<mask>") is not None
+    dictionary = fairseq_folder.load_dictionary(dictionary_file, languages, has_mask)
     bpe: GPT2BPE | SentencePieceBPE
     if model_file is not None:
         bpe, files = SentencePieceBPE(model_file), model_file.name
     elif pair is not None:
-        vocabulary = _read_vocabulary(path / pair[0])
-        merges = read_merges((path / pair[1]).read_text(encoding="utf-8"))
+        vocabulary = _read_vocabulary(pair[0])
+        merges = read_merges(pair[1].read_text(encoding="utf-8"))
         symbols = {token: str(index) for token, index in vocabulary.items()}
         # Most often these are GPT-2's own files; a vocab.json may be Hugging Face's of the same
         # model, whose ids are those of the dictionary.
         decimals = {gpt2_symbols().get(token, token): i for token, i in vocabulary.items()}
         listed = all(dictionary.indices.get(symbol, i) == i for symbol, i in decimals.items())
         shipped = merges == list(gpt2_merges()) and (listed or symbols == gpt2_symbols())
-        bpe, files = gpt2_bpe() if shipped else GPT2BPE(symbols, merges), " + ".join(pair)
+        bpe = gpt2_bpe() if shipped else GPT2BPE(symbols, merges)
+        files = f"{pair[0].name} + {pair[1].name}"
     else:
         bpe, files = gpt2_bpe(), "GPT-2's BPE, the one in use where there are no BPE files"
     known = set(bpe.symbols)
@@ -113,7 +134,12 @@ def _load_fairseq(
             f"SentencePiece model beside it that it was made with"
         )
     layout = "BartTokenizer" if model_file is None else FAIRSEQ_IDS
-    return Tokenizer(bpe, dictionary, tokenizer_class=layout)
+    about = settings.get("fairseq")
+    if not isinstance(about, dict):
+        return Tokenizer(bpe, dictionary, tokenizer_class=layout)
+    bpe, dictionary = fairseq_folder.restore(about, settings, bpe, dictionary)
+    mask, layout = settings.get("mask_token"), settings.get("tokenizer_class", layout)
+    return Tokenizer(bpe, dictionary, mask if isinstance(mask, str) else "<mask>", layout)
 
 
 def _load_pieces(path: Path, model_file: Path, layout: str) -> Tokenizer:
@@ -174,13 +200,9 @@ def save(tokenizer: Tokenizer, directory: str | PathLike, model_max_length: int 
     """Writes the files. Those of another tokenizer are removed: `load` could prefer them."""
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
-    bpe, dictionary, mask, tokenizer_class = tokenizer
+    bpe, dictionary, _, tokenizer_class = tokenizer
     files: dict[str, str | bytes] = {}
-    settings: dict[str, Any] = {"tokenizer_class": tokenizer_class}
-    words = {name: getattr(dictionary, f"{name}_word") for name in ("bos", "pad", "eos", "unk")}
-    words |= {"cls": words["bos"], "sep": words["eos"], "mask": mask}
-    for name, word in words.items():
-        settings[f"{name}_token"] = word if word in dictionary else None
+    settings = _settings(tokenizer)
     if model_max_length is not None:
         settings["model_max_length"] = model_max_length
     fairseq = False
@@ -192,7 +214,6 @@ def save(tokenizer: Tokenizer, directory: str | PathLike, model_max_length: int 
         files["vocab.json"] = _json_text(vocabulary)
         lines = "".join(f"{first} {second}\n" for first, second in bpe.merges)
         files["merges.txt"] = "#version: 0.2\n" + lines
-        settings["add_prefix_space"] = bpe.add_prefix_space
         fairseq = any(token != symbol for token, symbol in bpe.tokens.items())
         if fairseq:
             files["encoder.json"] = _json_text({t: int(s) for t, s in bpe.tokens.items()})
@@ -219,6 +240,26 @@ def save(tokenizer: Tokenizer, directory: str | PathLike, model_max_length: int 
         files[_DICTIONARIES[0]] = ""
     for name in _ALL - files.keys():
         (path / name).unlink(missing_ok=True)
+
+
+def save_fairseq(tokenizer: Tokenizer, directory: Path, rows: int) -> fairseq_folder.Saved:
+    """Writes the files as fairseq reads them; arguments and errors are those of `TextEncoder`'s."""
+    bpe, dictionary, mask, _ = tokenizer
+    settings = _settings(tokenizer)
+    return fairseq_folder.save_fairseq(directory, bpe, dictionary, mask, settings, rows)
+
+
+def _settings(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What `tokenizer_config.json` says of every tokenizer."""
+    bpe, dictionary, mask, tokenizer_class = tokenizer
+    settings: dict[str, Any] = {"tokenizer_class": tokenizer_class}
+    words = {name: getattr(dictionary, f"{name}_word") for name in ("bos", "pad", "eos", "unk")}
+    words |= {"cls": words["bos"], "sep": words["eos"], "mask": mask}
+    for name, word in words.items():
+        settings[f"{name}_token"] = word if word in dictionary else None
+    if isinstance(bpe, GPT2BPE):
+        settings["add_prefix_space"] = bpe.add_prefix_space
+    return settings
 
 
 def _first(path: Path, names: tuple[str, ...]) -> Path | None:

@@ -3,12 +3,14 @@
 import copy
 from collections.abc import Iterable, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from bart_hk.text import directory as directory_files
 from bart_hk.text.dictionary import Dictionary
+from bart_hk.text.fairseq_folder import Saved, misfit
 from bart_hk.text.gpt2_bpe import GPT2_SIZES, gpt2_bpe, gpt2_dictionary
 
 
@@ -64,47 +66,91 @@ class TextEncoder:
         return cls(gpt2_bpe(), gpt2_dictionary(layout))
 
     @classmethod
-    def load(cls, directory: str | PathLike) -> "TextEncoder":
+    def load(
+        cls,
+        directory: str | PathLike,
+        languages: Sequence[str] | None = None,
+        bpe_directory: str | PathLike | None = None,
+    ) -> "TextEncoder":
         """The encoder whose files are in a model's directory, fairseq's or Hugging Face's.
+
+        Args:
+          directory: of the model; or a data folder of fairseq's, with `dict.txt`, `dict.LANG.txt`
+            (which must agree) or `input0/dict.txt`.
+          languages: for a fairseq checkpoint, which cannot do without a dictionary: the languages
+            whose symbols (`[en_XX]` for "en_XX") come between the dictionary's and `<mask>`, most
+            often none.
+          bpe_directory: where the BPE files of a dictionary are if they are not beside it: the
+            model's directory, for a data folder.
 
         Raises FileNotFoundError, naming what was looked for, where there are none, and ValueError
         where they are damaged or do not belong together.
         """
-        return cls(*directory_files.load(directory))
+        return cls(*directory_files.load(directory, languages, bpe_directory))
 
     def save(self, directory: str | PathLike, model_max_length: int | None = None) -> None:
         """Writes the files from which `load` and transformers make the same encoder again.
 
         `model_max_length` is what transformers truncates to when it is asked to truncate.
         """
-        parts = (self.bpe, self.dictionary, self.mask, self.tokenizer_class)
-        directory_files.save(directory_files.Tokenizer(*parts), directory, model_max_length)
+        directory_files.save(self._parts(), directory, model_max_length)
 
-    def fit(self, vocab_size: int) -> "TextEncoder":
+    def save_fairseq(self, directory: str | PathLike, rows: int | None = None) -> Saved:
+        """Writes the files from which the real fairseq, and `load`, make the same encoder again.
+
+        `rows` is the number of embeddings of the model, that of the symbols by default.
+
+        Raises ValueError where fairseq has no such tokenizer: its dictionaries begin with
+        `<s> <pad> </s> <unk>`, and its BPE is byte-level or SentencePiece.
+        """
+        size = len(self.dictionary) if rows is None else rows
+        return directory_files.save_fairseq(self._parts(), Path(directory), size)
+
+    def _parts(self) -> directory_files.Tokenizer:
+        return directory_files.Tokenizer(self.bpe, self.dictionary, self.mask, self.tokenizer_class)
+
+    def fit(self, vocab_size: int, exact: bool = False) -> "TextEncoder":
         """This encoder for a model with so many embedding rows, checked.
 
         A model may lack the row of a final `<mask>` (fine-tuned for translation or summaries): then
-        the encoder has none either. Rows beyond the symbols are padding.
+        the encoder has none either. Rows beyond the symbols are padding, unless `exact`: fairseq
+        pads no embeddings, so a dictionary that is too short there has its `<mask>` elsewhere.
 
         Raises ValueError where a symbol has no row, or where bart.large's dictionary comes with
-        fairseq's bart.base, whose `<mask>` is another row.
+        fairseq's bart.base, whose `<mask>` is another row; says both sizes and the likely reason.
         """
         size = len(self.dictionary)
         if size == vocab_size + 1 and self.dictionary[vocab_size] == self.mask:
             fitted = copy.copy(self)
             fitted.dictionary = self.dictionary.without_last()
             return fitted
-        if size > vocab_size:
-            raise ValueError(
-                f"the tokenizer has {size} symbols, but the model has embeddings for {vocab_size}: "
-                f"give the model the tokenizer files that it was trained with"
-            )
-        if (self.mask_id, vocab_size) == (GPT2_SIZES["bart.large"] - 1, GPT2_SIZES["bart.base"]):
-            raise ValueError(
-                f"the dictionary has {size} symbols and <mask> = {self.mask_id}, but the model has "
-                f"embeddings for {vocab_size}: it needs bart.base's dict.txt"
-            )
+        large_for_base = (size, self.mask_id, vocab_size) == (
+            GPT2_SIZES["bart.large"],
+            GPT2_SIZES["bart.large"] - 1,
+            GPT2_SIZES["bart.base"],
+        )
+        if size > vocab_size or large_for_base or (exact and size != vocab_size):
+            raise ValueError(misfit(size, vocab_size))
         return self
+
+    def insert_symbols(self, names: Sequence[str], before_mask: bool = True) -> "TextEncoder":
+        """An encoder with more special symbols, before `<mask>` or at the end.
+
+        Like `<mask>`, they are not read from text, only written (`dictionary.index` gives the ids).
+        `bart_hk.checkpoint.resize.insert_symbols` gives the model their embeddings.
+
+        Raises ValueError for a symbol that is there already.
+        """
+        old = self.dictionary
+        for name in names:
+            if name in old or list(names).count(name) > 1:
+                raise ValueError(f"the symbol {name!r} cannot be added: it is there already")
+        at = self.mask_id if before_mask and self.mask_id is not None else len(old)
+        words = {name: getattr(old, f"{name}_word") for name in ("bos", "pad", "eos", "unk")}
+        symbols = [*old.symbols[:at], *names, *old.symbols[at:]]
+        dictionary = Dictionary.from_symbols(symbols, **words)
+        dictionary.count = [*old.count[:at], *[1] * len(names), *old.count[at:]]
+        return TextEncoder(self.bpe, dictionary, self.mask, self.tokenizer_class)
 
     @property
     def mask_id(self) -> int | None:

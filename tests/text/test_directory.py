@@ -206,11 +206,11 @@ def test_encoders_fit_models_that_have_all_their_rows(small):
     large, base = TextEncoder.gpt2("bart.large"), TextEncoder.gpt2("bart.base")
     assert large.fit(50265) is large and base.fit(51201) is base
     assert small.fit(len(small.dictionary) + 7) is small  # padded embeddings
-    with pytest.raises(ValueError, match="51201 symbols, but the model has embeddings for 50265"):
+    with pytest.raises(ValueError, match=r"51201 symbols, .* embeddings for 50265: .* bart.base's la"):
         base.fit(50265)
     with pytest.raises(ValueError, match="280 symbols, but the model has embeddings for 60"):
         TextEncoder(small.bpe, Dictionary.from_symbols([str(i) for i in range(280)])).fit(60)
-    with pytest.raises(ValueError, match=r"<mask> = 50264, .* 51201: it needs bart.base's dict"):
+    with pytest.raises(ValueError, match=r"50265 symbols, .* 51201: .* dict.txt of bart.base's"):
         large.fit(51201)
 
 
