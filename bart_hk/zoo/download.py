@@ -143,10 +143,10 @@ def _open(url: str, headers: dict[str, str], timeout: float, path: Path) -> Any:
         if isinstance(reason, (TimeoutError, ConnectionResetError)):
             raise _Interrupted(_reason(reason)) from None
         raise ConnectionError(f"{url} cannot be reached: {_reason(reason)}") from None
+    except (http.client.InvalidURL, ValueError) as error:
+        raise ConnectionError(f"{url} is no address: {error}") from None
     except (http.client.HTTPException, OSError) as error:  # before it answered
         raise _Interrupted(_reason(error)) from None
-    except ValueError as error:  # no address at all
-        raise ConnectionError(f"{url} is no address: {error}") from None
 
 
 def _copy(response: Any, file: Any, name: str, start: int, length: int | None) -> None:
