@@ -28,6 +28,9 @@ def shown(value: Any) -> str:
     return text if cut == value or value != value else f"{text}..."
 
 
+MAX_JSON = 16 << 20  # bytes; the largest is the index of a sharded model, 100 kB
+MAX_HEADER = 16 << 20  # bytes of a safetensors header; that of bart.large takes 60 kB
+
 MakeTensor = Callable[[], np.ndarray]
 
 DTYPE_CODES = {  # of the floats that a model may be stored in, in .safetensors files
@@ -106,10 +109,15 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: it is no JSON object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            data = file.read(MAX_JSON + 1)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path.parent} holds no {path.name}") from None
-    except ValueError as error:
+    if len(data) > MAX_JSON:
+        raise CheckpointError(f"{path} has more than {MAX_JSON} bytes of JSON")
+    try:
+        content = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no JSON object but a {type(content).__name__}")
@@ -147,14 +155,24 @@ class TensorFile:
     """A .safetensors file, mapped into memory and read one tensor at a time."""
 
     def __init__(self, path: Path):
-        """Raises FileNotFoundError, or ValueError for a file that is damaged or no safetensors."""
+        """Raises FileNotFoundError, or CheckpointError unless it is a whole safetensors file."""
         self.path = path
         try:
-            self._file = safe_open(path, framework="numpy")
+            with open(path, "rb") as file:
+                claimed, size = int.from_bytes(file.read(8), "little"), file.seek(0, os.SEEK_END)
         except FileNotFoundError:
             raise FileNotFoundError(f"{path.parent} holds no {path.name}") from None
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged or no safetensors file: {error}") from None
+        # The library reads a header of up to 100 MB, which takes it a gigabyte.
+        if claimed > min(size - 8, MAX_HEADER):
+            raise CheckpointError(
+                f"{path} is damaged or no safetensors file: it claims a header of {claimed} "
+                f"bytes; it has {size} bytes, and a header at most {MAX_HEADER}"
+            )
+        try:
+            self._file = safe_open(path, framework="numpy")
+        except (SafetensorError, ValueError) as error:
+            reason = shown(str(error))
+            raise CheckpointError(f"{path} is damaged or no safetensors file: {reason}") from None
 
     def names(self) -> list[str]:
         return list(self._file.keys())
@@ -163,4 +181,9 @@ class TensorFile:
         return tuple(self._file.get_slice(name).get_shape())
 
     def read(self, name: str) -> np.ndarray:
-        return self._file.get_tensor(name)
+        """The tensor, copied; CheckpointError where it is of a kind that numpy does not have."""
+        try:
+            return self._file.get_tensor(name)
+        except (SafetensorError, TypeError, ValueError, LookupError, AttributeError) as error:
+            reason = shown(str(error))
+            raise CheckpointError(f"{self.path}: cannot read {shown(name)}: {reason}") from None

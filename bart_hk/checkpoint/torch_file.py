@@ -62,11 +62,14 @@ def _map(path: Path) -> Source:
 
 
 class _Container:
-    """The part that both containers have in common."""
+    """What both containers have in common; by itself it holds no storages."""
 
     def __init__(self, source: Source):
         self._source = source
         self._left = _MAX_EXPANSION * len(source) + _SMALL
+
+    def storage(self, dtype: np.dtype, key: str, size: int) -> Storage:
+        raise CheckpointError(f"refers to the storage {shown(key)} where there are none")
 
     def take(self, array_bytes: int) -> None:
         self._left -= array_bytes
@@ -180,25 +183,26 @@ def _read_legacy(source: Source, path: Path, only: Collection[str] | None) -> An
 
 def _storages(
     source: Source, begin: int, keys: Any, program: Program, path: Path
-) -> dict[str, tuple[int, int]]:
+) -> dict[Any, tuple[int, int]]:
     """Where the storages lie: each is its number of elements (8 bytes) and then the elements."""
-    item_sizes = {}
+    item_sizes: dict[Any, int] = {}
     for node in program.persistent:
         try:
             dtype, key, _, _ = torch_objects.storage_id(node)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: its object {error}") from None
         item_sizes[key] = dtype.itemsize
-    storages: dict[str, tuple[int, int]] = {}
+    storages: dict[Any, tuple[int, int]] = {}
     position = begin
-    for key in keys if isinstance(keys, list) else [None]:
+    listed: list[Any] = keys if isinstance(keys, list) else [None]
+    for key in listed:
         if not isinstance(key, str) or key not in item_sizes or key in storages:
             raise CheckpointError(f"{path}: its list of storages is damaged")
         size = int.from_bytes(source[position : position + 8], "little") * item_sizes[key]
         position += 8
         if position + size > len(source):
             raise CheckpointError(
-                f"{path}: is truncated: storage {key} has {size} bytes, "
+                f"{path}: is truncated: storage {shown(key)} has {size} bytes, "
                 f"{max(0, len(source) - position)} are left"
             )
         storages[key] = position, size

@@ -139,10 +139,10 @@ class _Tensors:
         """(storage, offset, size, stride, requires_grad, hooks, dtype, ...) -> array."""
 
         def make(values: list[Any]) -> np.ndarray:
-            *where, dtype = values
+            storage, offset, size, stride, dtype = values
             if not isinstance(dtype, Symbol) or dtype.name not in _TORCH_DTYPES:
                 raise CheckpointError(f"has a tensor of the unknown dtype {shown(str(dtype))}")
-            return self._array(*where, dtype=_TORCH_DTYPES[dtype.name])
+            return self._array(storage, offset, size, stride, _TORCH_DTYPES[dtype.name])
 
         return (*node.args[:4], *node.args[6:7]), make
 

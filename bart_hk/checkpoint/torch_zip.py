@@ -4,11 +4,11 @@ The format is that of PKWARE's APPNOTE; of what it allows only what torch writes
 makes it safe to map: nothing is compressed, no two members overlap, no name climbs out.
 """
 
+import mmap
 import struct
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from mmap import mmap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ MAGIC = b"PK\3\4"
 MAX_MEMBERS = 100_000  # bart.large with its optimizer's state has 1,600
 MAX_DIRECTORY = 32 << 20  # bytes
 
+_CHUNK = 16 << 20  # bytes that are looked at before their pages are given back
 _LOCAL = struct.Struct("<4s5H3I2H")
 _CENTRAL = struct.Struct("<4s6H3I5H2I")
 _END = struct.Struct("<4s4H2IH")
@@ -32,7 +33,7 @@ class Member(NamedTuple):
     crc: int
 
 
-def read_members(source: mmap, path: Path) -> dict[str, Member]:
+def read_members(source: mmap.mmap, path: Path) -> dict[str, Member]:
     """The members of a zip file by their names, in the order of the file.
 
     Raises:
@@ -62,12 +63,18 @@ def read_members(source: mmap, path: Path) -> dict[str, Member]:
     return members
 
 
-def check_members(source: mmap, members: Iterable[Member], path: Path) -> None:
+def check_members(source: mmap.mmap, members: Iterable[Member], path: Path) -> None:
     """Compare members with their checksums, two at a time; CheckpointError where one differs."""
     data = memoryview(source)
 
-    def crc(member: Member) -> int:  # does not hold the interpreter's lock
-        return zlib.crc32(data[member.begin : member.begin + member.size])
+    def crc(member: Member) -> int:
+        checksum, end = 0, member.begin + member.size
+        for begin in range(member.begin, end, _CHUNK):
+            # Other threads go on meanwhile; afterwards the pages no longer count as our memory.
+            checksum = zlib.crc32(data[begin : min(begin + _CHUNK, end)], checksum)
+            first_page = begin // mmap.PAGESIZE * mmap.PAGESIZE
+            source.madvise(mmap.MADV_DONTNEED, first_page, min(_CHUNK, end - begin))
+        return checksum
 
     largest_first = sorted(members, key=lambda member: -member.size)
     with ThreadPoolExecutor(2) as pool:
@@ -79,7 +86,7 @@ def check_members(source: mmap, members: Iterable[Member], path: Path) -> None:
                 )
 
 
-def _directory(source: mmap, path: Path) -> tuple[int, int, int]:
+def _directory(source: mmap.mmap, path: Path) -> tuple[int, int, int]:
     """(begin, size, number of entries) of the directory at the end of the file."""
     length = len(source)
     end = source.rfind(b"PK\5\6", max(0, length - _END.size - 0xFFFF))
@@ -100,7 +107,7 @@ def _directory(source: mmap, path: Path) -> tuple[int, int, int]:
 
 
 def _entry(
-    source: mmap, position: int, limit: int, path: Path
+    source: mmap.mmap, position: int, limit: int, path: Path
 ) -> tuple[tuple[bytes, int, int, int], int]:
     """(name, offset of the local header, size, CRC) of one entry, and where the next begins."""
     names = position + _CENTRAL.size
@@ -136,7 +143,7 @@ def _zip64(extra: bytes, values: list[int]) -> list[int]:
     return values
 
 
-def _data_begin(source: mmap, name: bytes, offset: int, limit: int, path: Path) -> int:
+def _data_begin(source: mmap.mmap, name: bytes, offset: int, limit: int, path: Path) -> int:
     """Where the data of a member begins, whose local header is at `offset`."""
     if offset + _LOCAL.size > limit or source[offset : offset + 4] != MAGIC:
         raise CheckpointError(f"{path}: {shown(name)} is not where the zip directory says")

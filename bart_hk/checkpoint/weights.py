@@ -1,13 +1,17 @@
-"""The tensors of a Hugging Face directory: one `model.safetensors`, or its shards."""
+"""The tensors of a Hugging Face directory: one file of weights, or its shards."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from bart_hk.checkpoint import files
+from bart_hk.checkpoint.files import CheckpointError, shown
+from bart_hk.checkpoint.torch_file import read_torch
 
 WEIGHTS = "model.safetensors"
+TORCH_WEIGHTS = "pytorch_model.bin"  # the name until 2023; read where there is no safetensors
+_ENDINGS = (".safetensors", ".bin")
 
 
 def float_dtype(dtype: Any) -> np.dtype:
@@ -22,6 +26,65 @@ def float_dtype(dtype: Any) -> np.dtype:
     return found
 
 
+class Tensors(Protocol):
+    """A file of named tensors."""
+
+    path: Path
+
+    def names(self) -> list[str]: ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
+    def read(self, name: str) -> np.ndarray: ...
+
+
+class TorchTensors:
+    """A state dict that torch.save wrote; its tensors are views of the mapped file."""
+
+    def __init__(self, path: Path):
+        """Raises FileNotFoundError, or CheckpointError for a file that holds no state dict."""
+        self.path = path
+        try:
+            state = read_torch(path)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path.parent} holds no {path.name}") from None
+        if not isinstance(state, dict):
+            raise CheckpointError(f"{path} holds {shown(state)}, not named tensors")
+        for name, tensor in state.items():
+            if not isinstance(name, str) or not isinstance(tensor, np.ndarray):
+                raise CheckpointError(
+                    f"{path} holds more than named tensors: {shown(name)} is {shown(tensor)}"
+                )
+        self._state: dict[str, np.ndarray] = state
+
+    def names(self) -> list[str]:
+        return list(self._state)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._state[name].shape
+
+    def read(self, name: str) -> np.ndarray:
+        return self._state[name]
+
+
+def _files(directory: Path) -> list[Path]:
+    """The files that hold the weights: one, or the shards that an index names."""
+    for name in (WEIGHTS, TORCH_WEIGHTS):
+        index = directory / f"{name}.index.json"
+        if (directory / name).exists():
+            return [directory / name]
+        if index.exists():
+            places = files.read_json(index).get("weight_map")
+            shards = list(places.values()) if isinstance(places, dict) else []
+            if not shards or not all(_is_shard(name) for name in shards):
+                raise CheckpointError(f"{index} does not say in which files beside it tensors are")
+            return [directory / shard for shard in sorted(set(shards))]
+    return [directory / WEIGHTS]
+
+
+def _is_shard(name: Any) -> bool:
+    """Whether `name` is that of a file of weights in the directory itself."""
+    return isinstance(name, str) and Path(name).name == name and name.endswith(_ENDINGS)
+
+
 class Weights:
     """Tensors under names without the `model.` that most classes of transformers put before them.
 
@@ -32,28 +95,19 @@ class Weights:
         """`dtype` is what `read` gives; None leaves the tensors as they are stored."""
         self.directory = directory
         self._dtype = None if dtype is None else float_dtype(dtype)
-        self._where: dict[str, tuple[files.TensorFile, str]] = {}
-        index = directory / f"{WEIGHTS}.index.json"
-        shards = [WEIGHTS]
-        if not (directory / WEIGHTS).exists():
-            if index.exists():
-                shards = sorted(set(files.read_json(index).get("weight_map", {}).values()))
-            elif (directory / "pytorch_model.bin").exists():
-                raise FileNotFoundError(
-                    f"{directory} holds pytorch_model.bin but no {WEIGHTS}: convert it with "
-                    "transformers (from_pretrained, then save_pretrained)"
-                )
-        for shard in shards:
-            self.add(files.TensorFile(directory / shard))
+        self._where: dict[str, tuple[Tensors, str]] = {}
+        for path in _files(directory):
+            is_torch = path.suffix == ".bin"
+            self.add(TorchTensors(path) if is_torch else files.TensorFile(path))
 
-    def add(self, file: files.TensorFile) -> None:
+    def add(self, file: Tensors) -> None:
         """Take in the tensors of one more file."""
         self._where |= {name.removeprefix("model."): (file, name) for name in file.names()}
 
     def names(self) -> set[str]:
         return set(self._where)
 
-    def _find(self, name: str) -> tuple[files.TensorFile, str]:
+    def _find(self, name: str) -> tuple[Tensors, str]:
         if name not in self._where:
             raise ValueError(f"the weights in {self.directory} lack the tensor {name}")
         return self._where[name]

@@ -425,7 +425,7 @@ def test_missing_and_damaged_files(foreign):
     with pytest.raises(FileNotFoundError, match=r"holds no model\.safetensors"):
         read_model(directory)
     (directory / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(FileNotFoundError, match=r"pytorch_model\.bin but no model\.safetensors"):
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin: is empty"):
         read_model(directory)
     (directory / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
