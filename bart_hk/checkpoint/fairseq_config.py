@@ -119,6 +119,7 @@ def config_from_fairseq(
     overrides = dict(overrides or {})
     arch = overrides.pop("arch", None)
     shapes = {name: tuple(np.shape(tensor)) for name, tensor in state.items()}
+    sizes = _sizes(shapes)
     if settings is None and arch is None:
         base, values = BARTConfig(), _guessed(state, shapes, overrides)
     else:
@@ -126,7 +127,6 @@ def config_from_fairseq(
         base = _architecture(arch or settings.get("arch"))
         _check_kind(settings)
         values = _said(settings, base)
-    sizes = _sizes(shapes)
     for name, stated in {**(settings or {}), **overrides}.items():
         found = sizes.get(name)
         by_user = name in overrides

@@ -121,7 +121,8 @@ def model_from_checkpoint(
     config = config_from_fairseq(settings, tensors, overrides)
     ours = _ours(checkpoint)
     # What fairseq's arguments cannot say, unless somebody asks for something else now.
-    config = config.replace(**{**ours.get("config", {}), **(overrides or {})})
+    kept = {k: v for k, v in ours.get("config", {}).items() if k not in (overrides or {})}
+    config = config.replace(**kept)
     params, heads = fairseq.from_fairseq(tensors, config)
     model = ModelFiles(config, params, {n: HeadFiles(p) for n, p in heads.items()})
     model.extras = {**ours.get("extras", {}), **_extras(settings or {}, folder)}

@@ -8,13 +8,13 @@ Sources: fairseq `hub_utils.py` (file names); `tasks/denoising.py`, `tasks/trans
 import itertools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bart_hk.text.dictionary import Dictionary
-from bart_hk.text.gpt2_bpe import GPT2_SIZES, GPT2BPE
+from bart_hk.text.gpt2_bpe import BYTE_ALPHABET, GPT2_SIZES, GPT2BPE
 from bart_hk.text.sentencepiece import SHIFTED_LAYOUTS, SentencePieceBPE
 
 MASK = "<mask>"
@@ -153,7 +153,7 @@ def save_fairseq(
     own symbol. `settings` (`tokenizer_config.json`), with what says so, lets `load` undo that.
 
     Args:
-        rows: embeddings of the model; rows without a symbol get fillers.
+        rows: embeddings of the model; rows without a symbol get fillers, which stay.
 
     Raises:
         ValueError: fairseq has no such tokenizer or no such dictionary.
@@ -173,12 +173,14 @@ def save_fairseq(
     if masks:
         codes = _languages(symbols[4:end])
         end -= len(codes)
-    decimals = False
+    about: dict[str, Any] = {}
     if isinstance(bpe, GPT2BPE):
         decimals = all(token == symbol for token, symbol in bpe.tokens.items())
-        numbers = _write_byte_level(directory, bpe, dictionary, decimals)
+        vocabulary = _vocabulary(bpe, dictionary) if decimals else bpe.tokens
+        _write_byte_level(directory, bpe, vocabulary)
         if decimals:
-            symbols = [numbers.get(symbol, symbol) for symbol in symbols]
+            symbols = [vocabulary.get(symbol, symbol) for symbol in symbols]
+            about |= {"decimals": True, "tokens": len(bpe.tokens)}
     elif isinstance(bpe, SentencePieceBPE):
         (directory / "sentencepiece.bpe.model").write_bytes(bpe.model)
     else:
@@ -193,7 +195,7 @@ def save_fairseq(
     for name in names:
         (directory / name).write_text("".join(lines), encoding="utf-8", newline="\n")
     plain = [code for code in codes if not code.startswith("[")]
-    about = {"decimals": decimals, "plain_languages": bool(plain), "fillers": rows - size}
+    about["plain_languages"] = bool(plain)
     content = json.dumps({**settings, "fairseq": about}, indent=2, ensure_ascii=False)
     (directory / "tokenizer_config.json").write_text(content + "\n", encoding="utf-8")
     return Saved([code.strip("[]") for code in codes], has_mask)
@@ -207,36 +209,31 @@ def _languages(symbols: Sequence[str]) -> list[str]:
     return max(bracketed, plain, key=len)[::-1]
 
 
-def _write_byte_level(
-    directory: Path, bpe: GPT2BPE, dictionary: Dictionary, decimals: bool
-) -> dict[str, str]:
-    """Writes GPT-2's two files; gives the decimal symbol of every token of the dictionary."""
-    if decimals:
-        beyond = itertools.count(len(dictionary))  # numbers that the dictionary does not list
-        vocabulary = {
-            token: dictionary.indices[token] if token in dictionary else next(beyond)
-            for token in bpe.tokens
-        }
-    else:
-        vocabulary = {token: int(symbol) for token, symbol in bpe.tokens.items()}
-    content = json.dumps(vocabulary, ensure_ascii=False, separators=(",", ":"))
+def _vocabulary(bpe: GPT2BPE, dictionary: Dictionary) -> dict[str, str]:
+    """A decimal symbol for every token, and for every byte: fairseq's BPE needs them all."""
+    # Numbers that the dictionary does not list are read as <unk>.
+    beyond = itertools.count(len(dictionary))
+    tokens = dict.fromkeys([*bpe.tokens, *BYTE_ALPHABET.values()])
+    return {token: str(dictionary.indices.get(token) or next(beyond)) for token in tokens}
+
+
+def _write_byte_level(directory: Path, bpe: GPT2BPE, vocabulary: Mapping[str, str]) -> None:
+    numbers = {token: int(symbol) for token, symbol in vocabulary.items()}
+    content = json.dumps(numbers, ensure_ascii=False, separators=(",", ":"))
     (directory / "encoder.json").write_text(content, encoding="utf-8")
     merges = "".join(f"{first} {second}\n" for first, second in bpe.merges)
     (directory / "vocab.bpe").write_text("#version: 0.2\n" + merges, encoding="utf-8")
-    return {token: str(number) for token, number in vocabulary.items()}
 
 
 def restore(
     about: dict[str, Any], settings: dict[str, Any], bpe: Any, dictionary: Dictionary
 ) -> tuple[Any, Dictionary]:
-    """What `save_fairseq` was given, from what it wrote and `Dictionary.load` read."""
+    """What `save_fairseq` was given, from what it wrote and `load_dictionary` read."""
     symbols = list(dictionary.symbols)
-    if about.get("fillers"):
-        del symbols[-int(about["fillers"]) :]
     if about.get("decimals") and isinstance(bpe, GPT2BPE):
         token_of = {symbol: token for token, symbol in bpe.tokens.items()}
         symbols = [token_of.get(symbol, symbol) for symbol in symbols]
-        own = {token: token for token in bpe.tokens}
+        own = {token: token for token in list(bpe.tokens)[: int(about.get("tokens", 0)) or None]}
         bpe = GPT2BPE(own, bpe.merges, add_prefix_space=bool(settings.get("add_prefix_space")))
     if about.get("plain_languages"):
         symbols = [s.strip("[]") if re.fullmatch(r"\[\w+\]", s) else s for s in symbols]
@@ -249,7 +246,7 @@ def restore(
     if isinstance(mask, str):
         symbols = [mask if symbol == MASK else symbol for symbol in symbols]
     restored = Dictionary.from_symbols(symbols, **words)
-    restored.count = dictionary.count[: len(symbols)]
+    restored.count = list(dictionary.count)
     return bpe, restored
 
 
