@@ -57,8 +57,8 @@ def _opener() -> urllib.request.OpenerDirector:
 def fetch(
     url: str,
     path: Path,
-    cache: Path | None = None,
     *,
+    name: str | None = None,
     timeout: float = 30.0,
     attempts: int = 5,
     pause: float = 1.0,
@@ -69,7 +69,7 @@ def fetch(
     as the file there is the same one, else it is downloaded anew.
 
     Args:
-        cache: the folder to name when there is no space.
+        name: what the progress bar calls it; the file's name if None.
         timeout: seconds without a byte after which a connection is given up.
         attempts: how many times in a row may bring nothing new.
         pause: seconds before the second attempt; twice as many before each further one.
@@ -82,7 +82,7 @@ def fetch(
     failures, furthest = 0, 0
     while True:
         try:
-            _transfer(url, path, cache or path.parent, timeout)
+            _transfer(url, path, name or path.name, timeout)
             return
         except _Interrupted as error:
             here = path.stat().st_size if path.exists() else 0
@@ -93,7 +93,7 @@ def fetch(
             time.sleep(max(error.wait, pause * 2 ** (failures - 1)))
 
 
-def _transfer(url: str, path: Path, cache: Path, timeout: float) -> None:
+def _transfer(url: str, path: Path, name: str, timeout: float) -> None:
     """One attempt. What it brought stays in `path` when it raises _Interrupted."""
     facts = _facts(path, url)
     have = path.stat().st_size if facts else 0
@@ -116,11 +116,11 @@ def _transfer(url: str, path: Path, cache: Path, timeout: float) -> None:
         else:
             raise ConnectionError(f"{url} answers {response.status} {response.reason}")
         if length is not None and length - have > shutil.disk_usage(path.parent).free:
-            raise no_space(cache, url, length - have)
+            raise no_space(path.parent, url, length - have)
         with open(path, "ab" if have else "wb") as file:
             if not have:
                 _remember(path, {"url": url, "validator": validator, "length": length})
-            _copy(response, file, path.name.removesuffix(".part"), have, length)
+            _copy(response, file, name, have, length)
 
 
 def _open(url: str, headers: dict[str, str], timeout: float, path: Path) -> Any:

@@ -3,13 +3,14 @@
 import functools
 import hashlib
 import os
+import re
 import shutil
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
 from bart_hk.errors import CheckpointError
 from bart_hk.zoo import archives
-from bart_hk.zoo.cache import Entry, torch_home
+from bart_hk.zoo.cache import Entry, torch_home, writing
 
 
 def local_file(path: Path, cache: Path, *, force_reload: bool = False) -> Path:
@@ -48,7 +49,7 @@ def address(
         name: what the user called it.
     """
     url, fragment = urldefrag(url)
-    checksum = fragment.lower().removeprefix("sha256=") if "sha256=" in fragment.lower() else None
+    checksum = _checksum(fragment)
     facts = {"sha256": checksum} if checksum else {}
     entry = Entry(cache, url)
     file = unquote(urlsplit(url).path).rpartition("/")[2] or "model.pt"
@@ -97,6 +98,16 @@ def _fill(part: Path, file: str, folder: Path) -> Path | None:
     except OSError:  # no hard links there
         shutil.copyfile(part, folder / file)
     return folder / file
+
+
+def _checksum(fragment: str) -> str | None:
+    """The digits of "sha256=..." at the end of an address; None if it ends otherwise."""
+    kind, _, digits = fragment.lower().partition("=")
+    if kind != "sha256":
+        return None
+    if not re.fullmatch("[0-9a-f]{64}", digits):
+        raise ValueError(f"#{fragment} is no SHA-256, which has 64 hexadecimal digits")
+    return digits
 
 
 def _verify(part: Path, checksum: str) -> None:

@@ -173,8 +173,8 @@ def raw(reply: bytes) -> Answer:
     return lambda handler, content: handler.wfile.write(reply) and None
 
 
-def start(about: Server) -> ThreadingHTTPServer:
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+def start(about: Server, handler: type[Handler] = Handler) -> ThreadingHTTPServer:
+    http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     http.daemon_threads = True
     http.about = about  # type: ignore[attr-defined]
     http.handle_error = lambda *args: None  # type: ignore[method-assign]

@@ -43,7 +43,7 @@ def test_a_download(server, part):
 
 
 def test_its_progress_is_shown(server, part, capsys):
-    fetch(server.url("/model.pt"), part)
+    fetch(server.url("/model.pt"), part, name="model.pt")
     shown = capsys.readouterr().err
     assert "Downloading model.pt: 100%" in shown
     assert "300k/300k" in shown
