@@ -70,7 +70,8 @@ def address(
             return found  # another process was faster
         part = entry.beside(".part")
         try:
-            fetch(url, part, cache)
+            with writing(cache):
+                fetch(url, part, name=file)
         except (FileNotFoundError, ConnectionError) as error:
             raise type(error)(f"{missing}, and {error}; {by_hand}") from error
         try:
