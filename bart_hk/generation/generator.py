@@ -245,8 +245,7 @@ class Generator:
         def decode(
             tokens: jax.Array, step: jax.Array, cache: Cache, ancestors: jax.Array
         ) -> tuple[jax.Array, Cache, jax.Array]:
-            features, cache, attention = self.bart.step(params, tokens, step, cache, ancestors)
-            return self.bart.project(params, features), cache, attention
+            return self.bart.step(params, tokens, step, cache, ancestors)
 
         return search.run(state, decode, limits, rules)
 

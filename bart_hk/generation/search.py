@@ -25,8 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 
 # (tokens int32 [B, W], step, cache, ancestors bool [B, W, T, W])
-#   -> logits float32 [B, W, V], cache, attention float32 [B, W, S]
+#   -> logits float32 [V, B, W], cache, attention float32 [B, W, S]
 Decode = Callable[[jax.Array, jax.Array, Any, jax.Array], tuple[jax.Array, Any, jax.Array]]
+
+_BLOCK = 128  # tokens whose greatest logit is found first
 
 
 @dataclass(frozen=True)
@@ -171,19 +173,21 @@ def candidates(
     own scale, and only what `top_k` finds is normalised.
     """
     step, beam = state.step, rules.beam
-    batch, _, vocabulary = logits.shape
+    vocabulary, batch, _ = logits.shape
     if rules.tempered:
         logits = logits / limits.temperature
-    normaliser = jax.nn.logsumexp(logits, axis=-1)  # [B, W]
+    # Over few columns, XLA's CPU compiler makes good loops for two dimensions alone.
+    columns = logits.reshape(vocabulary, -1)
+    normaliser = jax.nn.logsumexp(columns, axis=0).reshape(batch, beam)
 
     at_end = step >= limits.max_len  # [B]
     only = jnp.where(at_end, rules.eos, -1)  # [B], the only token allowed; -1: any
     if rules.forced is not None:
         only = jnp.where((step == 0) & ~at_end, rules.forced, only)
-    alone = jnp.take_along_axis(logits, jnp.maximum(only, 0)[:, None, None], 2)
+    alone = jnp.take_along_axis(logits, jnp.maximum(only, 0)[None, :, None], 0)[0]  # [B, W]
 
-    too_short = (step < limits.min_len)[:, None, None]
-    ids = jnp.arange(vocabulary)
+    too_short = (step < limits.min_len)[None, :, None]
+    ids = jnp.arange(vocabulary)[:, None, None]
     never = (ids == rules.pad) | (too_short & (ids == rules.eos))
     if rules.unk is not None:
         logits = logits - jnp.where(ids == rules.unk, limits.unkpen, 0.0)
@@ -192,12 +196,9 @@ def candidates(
         logits = _ban_repeated_ngrams(logits, state, rules)
 
     # Each beam's best 2 W hold the best 2 W of all beams.
-    best, tokens = jax.lax.top_k(logits, min(2 * beam, vocabulary))  # [B, W, 2 W]
-    # Without the barrier, slices of the result may turn top_k into a sort of the whole vocabulary
-    # on a CPU, which takes ten times as long as everything else.
-    best, tokens = jax.lax.optimization_barrier((best, tokens))
+    best, tokens = best_of_first_axis(logits, min(2 * beam, vocabulary))  # [B, W, 2 W]
     forced = (only >= 0)[:, None, None]
-    best = jnp.where(forced, jnp.full_like(best, -jnp.inf).at[:, :, :1].set(alone), best)
+    best = jnp.where(forced, jnp.full_like(best, -jnp.inf).at[:, :, 0].set(alone), best)
     tokens = jnp.where(forced, only[:, None, None], tokens)
     best = best - normaliser[..., None]
     free = (at_end & limits.free_eos)[:, None, None] & (best > -jnp.inf)
@@ -206,6 +207,36 @@ def candidates(
     scores, index = jax.lax.top_k(best.reshape(batch, -1), 2 * beam)
     tokens = jnp.take_along_axis(tokens.reshape(batch, -1), index, 1)
     return scores, tokens, index // best.shape[2]
+
+
+def best_of_first_axis(x: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """The `count` greatest of [V, B, W] over V, with their indices: two arrays [B, W, count].
+
+    As `jax.lax.top_k` of the transposed array, ties included: the lower index first. It reads `x`
+    once and transposes only the blocks that can hold a result, those with the greatest maxima.
+    """
+    rows, *shape = x.shape
+    x = x.reshape(rows, -1)  # [V, B W]
+    blocks = -(-rows // _BLOCK)
+    if blocks > count:
+        padded = jnp.pad(x, ((0, blocks * _BLOCK - rows), (0, 0)), constant_values=-jnp.inf)
+        maxima = jnp.max(padded.reshape(blocks, _BLOCK, -1), axis=1)
+        _, chosen = _top_k(maxima.T, count)
+        within = jnp.sort(chosen, axis=1)[..., None] * _BLOCK + jnp.arange(_BLOCK)
+        indices = within.reshape(x.shape[1], -1)  # [B W, count _BLOCK]
+        columns = jnp.arange(x.shape[1])[:, None]
+        values = x.at[indices, columns].get(mode="fill", fill_value=-jnp.inf)
+        best, place = _top_k(values, count)
+        indices = jnp.take_along_axis(indices, place, 1)
+    else:
+        best, indices = _top_k(x.T, count)
+    return best.reshape(*shape, count), indices.reshape(*shape, count)
+
+
+def _top_k(x: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    # Without the barrier, slices of the result may turn top_k into a sort of the whole axis on a
+    # CPU, which takes ten times as long as everything else.
+    return jax.lax.optimization_barrier(jax.lax.top_k(x, count))
 
 
 def _ban_repeated_ngrams(logits: jax.Array, state: State, rules: Rules) -> jax.Array:
@@ -224,9 +255,9 @@ def _ban_repeated_ngrams(logits: jax.Array, state: State, rules: Rules) -> jax.A
         last = jax.lax.dynamic_slice_in_dim(history, step - (n - 2) + i, 1, 2)
         repeats &= history[:, :, i : i + starts] == last
     banned = history[:, :, n - 1 :]  # [B, W, starts]
-    banned = jnp.where(repeats & (banned != rules.eos), banned, logits.shape[2])
+    banned = jnp.where(repeats & (banned != rules.eos), banned, logits.shape[0])
     b, w = jnp.indices(banned.shape[:2])
-    return logits.at[b[..., None], w[..., None], banned].set(-jnp.inf, mode="drop")
+    return logits.at[banned, b[..., None], w[..., None]].set(-jnp.inf, mode="drop")
 
 
 def _end_hypotheses(

@@ -12,35 +12,41 @@ import jax.numpy as jnp
 from bart_hk.model.layers import dropout, linear
 
 
-def split_heads(x: jax.Array, heads: int) -> jax.Array:
-    """[B, T, D] -> [B, H, T, K]."""
+def split_heads(x: jax.Array, heads: int, axis: int = -1) -> jax.Array:
+    """[B, T, D], or [D, B, T] with axis=0, -> [B, H, T, K]."""
+    if axis == 0:
+        width, batch, length = x.shape
+        return x.reshape(heads, width // heads, batch, length).transpose(2, 0, 3, 1)
     batch, length, width = x.shape
     return x.reshape(batch, length, heads, width // heads).swapaxes(1, 2)
 
 
-def merge_heads(x: jax.Array) -> jax.Array:
-    """[B, H, T, K] -> [B, T, D]."""
+def merge_heads(x: jax.Array, axis: int = -1) -> jax.Array:
+    """[B, H, T, K] -> [B, T, D], or [D, B, T] with axis=0."""
     batch, heads, length, width = x.shape
+    if axis == 0:
+        return x.transpose(1, 3, 0, 2).reshape(heads * width, batch, length)
     return x.swapaxes(1, 2).reshape(batch, length, heads * width)
 
 
-def project_query(x: jax.Array, heads: int) -> jax.Array:
-    """[B, T, D] -> scaled queries [B, H, T, K]; the scale comes after the bias, as in fairseq."""
-    width = x.shape[-1]
-    return split_heads(linear(x, width, "q_proj") * (width // heads) ** -0.5, heads)
+def project_query(x: jax.Array, heads: int, axis: int = -1) -> jax.Array:
+    """`x` -> scaled queries [B, H, T, K]; the scale comes after the bias, as in fairseq."""
+    width = x.shape[axis]
+    query = linear(x, width, "q_proj", axis) * (width // heads) ** -0.5
+    return split_heads(query, heads, axis)
 
 
-def project_key_value(x: jax.Array, heads: int) -> tuple[jax.Array, jax.Array]:
-    """[B, S, D] -> keys and values, each [B, H, S, K]."""
-    width = x.shape[-1]
-    key = split_heads(linear(x, width, "k_proj"), heads)
-    value = split_heads(linear(x, width, "v_proj"), heads)
-    return key, value
+def project_key_value(x: jax.Array, heads: int, axis: int = -1) -> tuple[jax.Array, jax.Array]:
+    """`x` -> keys [B, H, K, S], as products with few queries want them; values [B, H, S, K]."""
+    width = x.shape[axis]
+    key = split_heads(linear(x, width, "k_proj", axis), heads, axis)
+    value = split_heads(linear(x, width, "v_proj", axis), heads, axis)
+    return key.swapaxes(2, 3), value
 
 
 def attend(
     query: jax.Array,  # [B, H, T, K], scaled
-    key: jax.Array,  # [B, H, S, K]
+    key: jax.Array,  # [B, H, K, S]
     value: jax.Array,  # [B, H, S, K]
     mask: jax.Array,  # bool, broadcastable to [B, H, T, S]
     dropout_rate: float = 0.0,
@@ -50,17 +56,17 @@ def attend(
 
     A query that may attend nowhere (a fully padded row) gets uniform weights, never NaN.
     """
-    scores = jnp.einsum("bhtk,bhsk->bhts", query, key, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("bhtk,bhks->bhts", query, key, preferred_element_type=jnp.float32)
     scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1)
     dropped = dropout(weights, dropout_rate, training).astype(value.dtype)
     return jnp.einsum("bhts,bhsk->bhtk", dropped, value), weights
 
 
-def merge_and_project(mixed: jax.Array) -> jax.Array:
-    """The mixed values [B, H, T, K] through the output projection: [B, T, D]."""
-    merged = merge_heads(mixed)
-    return linear(merged, merged.shape[-1], "out_proj")
+def merge_and_project(mixed: jax.Array, axis: int = -1) -> jax.Array:
+    """The mixed values [B, H, T, K] through the output projection: [B, T, D] or [D, B, T]."""
+    merged = merge_heads(mixed, axis)
+    return linear(merged, merged.shape[axis], "out_proj", axis)
 
 
 def attention(

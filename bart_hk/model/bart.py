@@ -67,11 +67,24 @@ class BART:
         projection = Parameter("output_projection", "w", (width, rows))
         bias = Parameter("final_logits_bias", "b", (rows,), jnp.zeros)
 
-        def project(features: jax.Array) -> jax.Array:
+        def weights_and_bias() -> tuple[jax.Array, jax.Array]:
+            """Of the output projection, [D, V] and [V]."""
             tied = config.share_decoder_input_output_embed
             weights = decoder.tied_projection() if tied else projection()
-            logits = jnp.matmul(features, weights, preferred_element_type=jnp.float32)
-            return logits + bias().astype(jnp.float32) if config.final_logits_bias else logits
+            zero = jnp.zeros(rows, jnp.float32)
+            return weights, bias().astype(jnp.float32) if config.final_logits_bias else zero
+
+        def project(features: jax.Array) -> jax.Array:
+            weights, offset = weights_and_bias()
+            return jnp.matmul(features, weights, preferred_element_type=jnp.float32) + offset
+
+        def step(*args: Any) -> tuple[jax.Array, Cache, jax.Array]:
+            features, cache, attention = decoder.step(*args)
+            weights, offset = weights_and_bias()
+            logits = jnp.tensordot(
+                weights, features, axes=((0,), (0,)), preferred_element_type=jnp.float32
+            )
+            return logits + offset[:, None, None], cache, attention
 
         def touch_every_parameter() -> None:
             tokens = jnp.full((1, 1), config.eos_token_id, jnp.int32)
@@ -87,7 +100,7 @@ class BART:
             return run
 
         functions: list[Callable[..., Any]] = [encoder, decoder, project]
-        functions += [decoder.start, decoder.step]
+        functions += [decoder.start, step]
         return touch_every_parameter, _Functions(*map(computing, functions))
 
     def init(self, key: jax.Array) -> Params:
@@ -129,10 +142,10 @@ class BART:
         return self._transformed.apply.project(params, None, features.astype(self.dtype))
 
     def for_steps(self, params: Params) -> Params:
-        """The parameters as `step` takes them, for use in a loop; `project` takes them too.
+        """The parameters as `step` takes them, for use in a loop.
 
         They are in the compute dtype, and what multiplies the few rows of a step is stored
-        transposed, [out, in]: on a CPU, XLA then takes two thirds of the time for 32 rows.
+        transposed, [out, in]: a step computes `w.T @ x`, and XLA would transpose at every step.
         """
 
         def convert(path: str, name: str, value: jax.Array) -> jax.Array:
@@ -148,7 +161,7 @@ class BART:
 
     @staticmethod
     def _is_transposed(path: str, name: str) -> bool:
-        return name == "w" and path.startswith("decoder/layers_")
+        return name == "w" and path.startswith(("decoder/layers_", "output_projection"))
 
     def start(self, params: Params, encoder_output: EncoderOutput, beam: int, length: int) -> Cache:
         """The cache for decoding `beam` hypotheses of at most `length` tokens for each source."""
@@ -177,7 +190,8 @@ class BART:
                 history of beam row w, the present step included.
 
         Returns:
-            The features [B, W, D] of the present tokens, the cache with them written, and their
+            The logits float32 [V, B, W] after the present tokens (the vocabulary first, as they
+            come out of a product with few rows), the cache with those tokens written, and their
             attention to the source, float32 [B, W, S]: the last layer's, averaged over heads.
         """
         params = {

@@ -6,6 +6,10 @@ layers, `W` beam width.
 
 The functions run inside Haiku modules. A parameter's path is the enclosing modules' names and
 `hk.name_scope`s, then the `name` given here: no path depends on the order of construction.
+
+Where a function takes `axis`, it is the one that features are on: -1, as in [B, T, D], or 0. Steps
+of a search have few rows, and use [D, B, W]: `w.T @ x` over contiguous columns took two thirds of
+the time of `x @ w` on a CPU (32 rows; with 8 rows half).
 """
 
 import math
@@ -69,14 +73,42 @@ def compute_in(dtype: jnp.dtype) -> AbstractContextManager[None]:
     return hk.custom_getter(cast)
 
 
-def linear(x: jax.Array, size: int, name: str) -> jax.Array:
-    """`x w + b` over the last axis; w [in, size] ~ N(0, 0.02), b = 0 (fairseq init_bert_params)."""
-    return hk.Linear(size, w_init=hk.initializers.RandomNormal(0.02), name=name)(x)
+class _Linear(hk.Linear):
+    """`hk.Linear` over any axis."""
+
+    def __call__(self, x: jax.Array, axis: int) -> jax.Array:
+        if axis == -1:
+            return super().__call__(x)
+        w = hk.get_parameter("w", (x.shape[axis], self.output_size), x.dtype, self.w_init)
+        b = hk.get_parameter("b", (self.output_size,), x.dtype, jnp.zeros)
+        out = jnp.tensordot(w, x, axes=((0,), (axis,)))
+        return out + b.reshape(-1, *(1,) * (x.ndim - 1))
 
 
-def layer_norm(x: jax.Array, name: str) -> jax.Array:
-    """Layer norm over the last axis, in float32; returns the dtype of `x`."""
-    norm = hk.LayerNorm(-1, create_scale=True, create_offset=True, eps=LAYER_NORM_EPS, name=name)
+def linear(x: jax.Array, size: int, name: str, axis: int = -1) -> jax.Array:
+    """`x w + b` over `axis`; w [in, size] ~ N(0, 0.02), b = 0 (fairseq init_bert_params)."""
+    return _Linear(size, w_init=hk.initializers.RandomNormal(0.02), name=name)(x, axis)
+
+
+class _LayerNorm(hk.Module):
+    """`hk.LayerNorm` over the first axis; there, Haiku's own has parameters of another shape."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        columns = x.reshape(x.shape[0], -1)
+        scale = hk.get_parameter("scale", columns.shape[:1], x.dtype, jnp.ones)
+        offset = hk.get_parameter("offset", columns.shape[:1], x.dtype, jnp.zeros)
+        centred = columns - jnp.mean(columns, axis=0)
+        normal = centred * jax.lax.rsqrt(jnp.var(columns, axis=0) + LAYER_NORM_EPS)
+        return (normal * scale[:, None] + offset[:, None]).reshape(x.shape)
+
+
+def layer_norm(x: jax.Array, name: str, axis: int = -1) -> jax.Array:
+    """Layer norm over `axis`, in float32; returns the dtype of `x`."""
+    norm = (
+        _LayerNorm(name=name)
+        if axis == 0
+        else hk.LayerNorm(-1, True, True, eps=LAYER_NORM_EPS, name=name)
+    )
     return norm(x.astype(jnp.float32)).astype(x.dtype)
 
 

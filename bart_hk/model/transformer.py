@@ -62,10 +62,11 @@ class DecoderOutput(NamedTuple):
 class Cache(NamedTuple):
     """State of token-by-token decoding of W beams for each of B sources.
 
-    keys, values: per layer [B, H, T W, K]; slot (t, w) holds what beam row w wrote at step t.
-        Beams never reorder it: `step` is told which slots are a beam's own history. T and W are one
-        axis because XLA's CPU compiler copies the whole cache at every step where it is reshaped.
-    cross_keys, cross_values: per layer [B, H, S, K], computed once per source.
+    keys, values: per layer [B, H, K, T W] and [B, H, T W, K]; slot (t, w) holds what beam row w
+        wrote at step t. Beams never reorder it: `step` is told which slots are a beam's own
+        history. T and W are one axis because XLA's CPU compiler copies the whole cache at every
+        step where it is reshaped.
+    cross_keys, cross_values: per layer [B, H, K, S] and [B, H, S, K], computed once per source.
     src_mask: bool [B, S].
     """
 
@@ -91,17 +92,20 @@ def _sublayer(
     normalize_before: bool,
     dropout_rate: float,
     training: bool,
+    axis: int = -1,
 ) -> jax.Array:
     """Residual connection around `block`, with layer norm `norm` before it or after the sum."""
     if normalize_before:
-        return x + dropout(block(layer_norm(x, norm)), dropout_rate, training)
-    return layer_norm(x + dropout(block(x), dropout_rate, training), norm)
+        return x + dropout(block(layer_norm(x, norm, axis)), dropout_rate, training)
+    return layer_norm(x + dropout(block(x), dropout_rate, training), norm, axis)
 
 
-def _feed_forward(x: jax.Array, ffn_dim: int, config: BARTConfig, training: bool) -> jax.Array:
-    hidden = activate(linear(x, ffn_dim, "fc1"), config.activation_fn)
+def _feed_forward(
+    x: jax.Array, ffn_dim: int, config: BARTConfig, training: bool, axis: int = -1
+) -> jax.Array:
+    hidden = activate(linear(x, ffn_dim, "fc1", axis), config.activation_fn)
     hidden = dropout(hidden, config.activation_dropout, training)
-    return linear(hidden, x.shape[-1], "fc2")
+    return linear(hidden, x.shape[axis], "fc2", axis)
 
 
 class _Stack(hk.Module):
@@ -244,21 +248,22 @@ class Decoder(_Stack):
         self_attention: Callable[[jax.Array], jax.Array],
         cross_attention: Callable[[jax.Array], jax.Array],
         training: bool,
+        axis: int = -1,
     ) -> jax.Array:
         """One layer; how its attentions find their keys is the caller's."""
         config = self.config
         pre, rate = config.decoder_normalize_before, config.dropout
 
         def feed_forward(h: jax.Array) -> jax.Array:
-            return _feed_forward(h, config.decoder_ffn_embed_dim, config, training)
+            return _feed_forward(h, config.decoder_ffn_embed_dim, config, training, axis)
 
-        x = _sublayer(x, self_attention, "self_attn_layer_norm", pre, rate, training)
-        x = _sublayer(x, cross_attention, "encoder_attn_layer_norm", pre, rate, training)
-        return _sublayer(x, feed_forward, "final_layer_norm", pre, rate, training)
+        x = _sublayer(x, self_attention, "self_attn_layer_norm", pre, rate, training, axis)
+        x = _sublayer(x, cross_attention, "encoder_attn_layer_norm", pre, rate, training, axis)
+        return _sublayer(x, feed_forward, "final_layer_norm", pre, rate, training, axis)
 
     @hk.transparent
-    def _final_norm(self, x: jax.Array) -> jax.Array:
-        return layer_norm(x, "layer_norm") if self.config.decoder_normalize_before else x
+    def _final_norm(self, x: jax.Array, axis: int = -1) -> jax.Array:
+        return layer_norm(x, "layer_norm", axis) if self.config.decoder_normalize_before else x
 
     @hk.name_like("__call__")
     def start(
@@ -275,10 +280,11 @@ class Decoder(_Stack):
             with hk.name_scope(f"layers_{i}"), hk.name_scope("encoder_attn"):
                 cross.append(project_key_value(encoder_out, heads))
         batch, width = encoder_out.shape[0], encoder_out.shape[-1] // heads
-        empty = jnp.zeros((batch, heads, length * beam, width), encoder_out.dtype)
+        keys = jnp.zeros((batch, heads, width, length * beam), encoder_out.dtype)
+        values = jnp.zeros((batch, heads, length * beam, width), encoder_out.dtype)
         return Cache(
-            keys=(empty,) * len(cross),
-            values=(empty,) * len(cross),
+            keys=(keys,) * len(cross),
+            values=(values,) * len(cross),
             cross_keys=tuple(key for key, _ in cross),
             cross_values=tuple(value for _, value in cross),
             src_mask=src_mask,
@@ -292,11 +298,12 @@ class Decoder(_Stack):
         cache: Cache,
         ancestors: jax.Array,  # bool [B, W, T, W]: may beam w see slot (t, w')?
     ) -> tuple[jax.Array, Cache, jax.Array]:
-        """One token of every beam: features [B, W, D], the cache with this step written, and the
+        """One token of every beam: features [D, B, W], the cache with this step written, and the
         last layer's attention to the source, averaged over heads, float32 [B, W, S]."""
         config = self.config
         heads = config.decoder_attention_heads
         x = self._embed(self._tokens(), tokens, position, config.max_target_positions, False)
+        x = jnp.moveaxis(x, -1, 0)  # [D, B, W]: see `axis` in `bart_hk.model.layers`
         keys, values = list(cache.keys), list(cache.values)
         mask = ancestors.reshape(*tokens.shape[:1], 1, tokens.shape[1], -1)  # [B, 1, W, T W]
         source_mask = cache.src_mask[:, None, None]
@@ -306,27 +313,27 @@ class Decoder(_Stack):
 
             def attend_self(h: jax.Array, i: int = i) -> jax.Array:
                 with hk.name_scope("self_attn"):
-                    query = project_query(h, heads)  # [B, H, W, K]
-                    key, value = project_key_value(h, heads)
-                    where = (0, 0, position * tokens.shape[1], 0)
-                    keys[i] = jax.lax.dynamic_update_slice(keys[i], key, where)
-                    values[i] = jax.lax.dynamic_update_slice(values[i], value, where)
+                    query = project_query(h, heads, axis=0)  # [B, H, W, K]
+                    key, value = project_key_value(h, heads, axis=0)
+                    slot = position * tokens.shape[1]
+                    keys[i] = jax.lax.dynamic_update_slice(keys[i], key, (0, 0, 0, slot))
+                    values[i] = jax.lax.dynamic_update_slice(values[i], value, (0, 0, slot, 0))
                     mixed, _ = attend(query, keys[i], values[i], mask)
-                    return merge_and_project(mixed)
+                    return merge_and_project(mixed, axis=0)
 
             def attend_source(h: jax.Array, i: int = i) -> jax.Array:
                 with hk.name_scope("encoder_attn"):
-                    query = project_query(h, heads)
+                    query = project_query(h, heads, axis=0)
                     source = (cache.cross_keys[i], cache.cross_values[i])
                     mixed, weights = attend(query, *source, source_mask)
                     crosses.append(weights)
-                    return merge_and_project(mixed)
+                    return merge_and_project(mixed, axis=0)
 
             with hk.name_scope(f"layers_{i}"):
-                x = self._layer(x, attend_self, attend_source, False)
+                x = self._layer(x, attend_self, attend_source, False, axis=0)
 
         cache = cache._replace(keys=tuple(keys), values=tuple(values))
-        return self._final_norm(x), cache, jnp.mean(crosses[-1], axis=1)
+        return self._final_norm(x, axis=0), cache, jnp.mean(crosses[-1], axis=1)
 
     @hk.name_like("__call__")
     def tied_projection(self) -> jax.Array:
@@ -337,9 +344,11 @@ class Decoder(_Stack):
 def extend(cache: Cache, length: int, beam: int) -> Cache:
     """`cache` with room for `length` steps of `beam` rows; what it holds stays where it is."""
 
-    def grow(x: jax.Array) -> jax.Array:
-        return jnp.pad(x, ((0, 0), (0, 0), (0, length * beam - x.shape[2]), (0, 0)))
+    def grow(x: jax.Array, axis: int) -> jax.Array:
+        room = [(0, 0)] * x.ndim
+        room[axis] = (0, length * beam - x.shape[axis])
+        return jnp.pad(x, room)
 
     return cache._replace(
-        keys=tuple(grow(x) for x in cache.keys), values=tuple(grow(x) for x in cache.values)
+        keys=tuple(grow(x, 3) for x in cache.keys), values=tuple(grow(x, 2) for x in cache.values)
     )

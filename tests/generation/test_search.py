@@ -8,7 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bart_hk.generation.search import Limits, Rules, advance, begin, grow, read_out, run
+from bart_hk.generation.search import (
+    Limits,
+    Rules,
+    advance,
+    begin,
+    best_of_first_axis,
+    grow,
+    read_out,
+    run,
+)
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
 V = 6
@@ -27,7 +36,8 @@ def decode_with(logits: np.ndarray):
         cache = cache.at[:, step].set(tokens)  # [B, T, W]
         before = jnp.sum(ancestors * cache[:, None], axis=3)  # [B, W, T]
         before = jnp.where(step > 0, jnp.take(before, jnp.maximum(step - 1, 0), axis=2), EOS)
-        return jnp.asarray(logits)[before, tokens], cache, jnp.ones((*tokens.shape, 1))
+        after = jnp.moveaxis(jnp.asarray(logits)[before, tokens], -1, 0)  # [V, B, W]
+        return after, cache, jnp.ones((*tokens.shape, 1))
 
     return decode
 
@@ -213,6 +223,17 @@ def test_stages_change_nothing(beam):
         np.testing.assert_array_equal(a.scores, b.scores)
 
 
+@pytest.mark.parametrize(("rows", "count"), [(6, 2), (6, 6), (300, 2), (1001, 8), (1024, 5)])
+def test_the_best_of_the_first_axis_are_those_of_top_k_ties_included(rows, count):
+    rng = np.random.default_rng(rows)
+    logits = rng.integers(0, 40, (rows, 2, 3)).astype(np.float32)
+    logits[:, 0, 0], logits[rows // 2 :, 1, 1] = 7, -np.inf
+    best, indices = jax.jit(best_of_first_axis, static_argnums=1)(logits, count)
+    expected, expected_indices = jax.lax.top_k(np.moveaxis(logits, 0, -1), count)
+    np.testing.assert_array_equal(best, expected)
+    np.testing.assert_array_equal(indices, expected_indices)
+
+
 @pytest.mark.parametrize("beam", [1, 4])
 @pytest.mark.parametrize("changes", [{}, {"tempered": True}, {"no_repeat_ngram_size": 2}], ids=str)
 def test_the_vocabulary_is_never_sorted(beam, changes):
@@ -220,7 +241,8 @@ def test_the_vocabulary_is_never_sorted(beam, changes):
     vocabulary = 3001
 
     def decode(tokens, step, cache, ancestors):
-        return jnp.sin(jnp.arange(vocabulary) * tokens[..., None]), cache, jnp.ones((1, beam, 1))
+        logits = jnp.sin(jnp.arange(vocabulary)[:, None, None] * tokens)
+        return logits, cache, jnp.ones((1, beam, 1))
 
     def whole(lim):
         state = begin(jnp.ones(1, bool), 1, 8, None, beam, EOS)
