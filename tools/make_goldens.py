@@ -26,6 +26,8 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
+from bart_hk.checkpoint.torch_file import read_torch
+
 ROOT = Path(__file__).resolve().parent.parent
 RECORDERS = ROOT / "tools" / "goldens"
 GOLDENS = ROOT / "tests" / "goldens"
@@ -67,10 +69,25 @@ def read_golden(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         with safe_open(path, "numpy") as file:
             content = {"made_by": json.loads(file.metadata()["made_by"])}
             arrays = {name: file.get_tensor(name) for name in list(file.keys())}
+    elif path.suffix == ".pt":  # a golden beside it says what made it
+        content = {"made_by": {"versions": {}}, "object": _without_arrays(read_torch(path), arrays)}
     else:
-        raise ValueError(f"{path}: a golden is a .json or a .safetensors file")
+        raise ValueError(f"{path}: a golden is a .json, a .safetensors or a .pt file")
     content["made_by"].pop("versions")
     return content, arrays
+
+
+def _without_arrays(value: Any, arrays: dict[str, np.ndarray], where: str = "") -> Any:
+    """`value` as JSON, with names instead of the arrays in it, which go to `arrays`."""
+    if isinstance(value, dict):
+        pairs = {repr(key): part for key, part in value.items()}
+        return {k: _without_arrays(part, arrays, f"{where}/{k}") for k, part in pairs.items()}
+    if isinstance(value, list | tuple):
+        return [_without_arrays(v, arrays, f"{where}/{i}") for i, v in enumerate(value)]
+    if isinstance(value, np.ndarray):
+        arrays[where] = value
+        return where
+    return value if isinstance(value, int | float | str | None) else repr(value)
 
 
 def differences(old_path: Path, new_path: Path) -> Iterator[str]:

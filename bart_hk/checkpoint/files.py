@@ -28,6 +28,7 @@ def shown(value: Any) -> str:
     return text if cut == value or value != value else f"{text}..."
 
 
+LFS_POINTER = b"version https://git-lfs"  # what a clone without git-lfs has in place of weights
 MAX_JSON = 16 << 20  # bytes; the largest is the index of a sharded model, 100 kB
 MAX_HEADER = 16 << 20  # bytes of a safetensors header; that of bart.large takes 60 kB
 
@@ -159,9 +160,15 @@ class TensorFile:
         self.path = path
         try:
             with open(path, "rb") as file:
-                claimed, size = int.from_bytes(file.read(8), "little"), file.seek(0, os.SEEK_END)
+                start = file.read(len(LFS_POINTER))
+                size = file.seek(0, os.SEEK_END)
         except FileNotFoundError:
             raise FileNotFoundError(f"{path.parent} holds no {path.name}") from None
+        if start == LFS_POINTER:
+            raise CheckpointError(
+                f"{path} is a git-lfs pointer to the file: get it with git lfs pull"
+            )
+        claimed = int.from_bytes(start[:8], "little")
         # The library reads a header of up to 100 MB, which takes it a gigabyte.
         if claimed > min(size - 8, MAX_HEADER):
             raise CheckpointError(

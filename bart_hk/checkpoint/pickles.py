@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from bart_hk.checkpoint.files import CheckpointError, shown
 
 MAX_BYTES = 64 << 20  # of one pickle; that of bart.large takes 100 kB
-MAX_OPCODES = 2_000_000  # bart.large with its optimizer's state takes 60,000
+MAX_OPCODES = 500_000  # bart.large with its optimizer's state takes 60,000
 MAX_DEPTH = 100  # containers within containers
 MAX_VALUES = 4_000_000  # with everything that is referred to twice counted twice
 MAX_LINE = 1 << 16  # bytes of an argument of protocol 0

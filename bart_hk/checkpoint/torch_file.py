@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bart_hk.checkpoint import pickles, torch_objects, torch_zip
-from bart_hk.checkpoint.files import CheckpointError, shown
+from bart_hk.checkpoint.files import LFS_POINTER, CheckpointError, shown
 from bart_hk.checkpoint.pickles import Node, Program
 from bart_hk.checkpoint.torch_objects import Namespace, Storage
 from bart_hk.checkpoint.torch_writing import write_torch
@@ -163,6 +163,8 @@ def _read_legacy(source: Source, path: Path, only: Collection[str] | None) -> An
     def plain(program: Program, what: str) -> Any:
         return pickles.resolve(program.root, torch_objects.rules(_Container(source)), what)
 
+    if source[: len(LFS_POINTER)] == LFS_POINTER:
+        raise CheckpointError(f"{path}: is a git-lfs pointer to the file: get it with git lfs pull")
     if source[:1] != b"\x80" or b"\x19." not in source[2:16]:
         raise CheckpointError(f"{path}: is no file of torch.save; it begins with {source[:12]!r}")
     magic = read(0, "its beginning")

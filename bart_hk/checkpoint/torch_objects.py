@@ -7,6 +7,7 @@ values. Objects of fairseq that hold no weights (meters, tasks) become their bar
 import math
 import operator
 from collections.abc import Callable
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
 import ml_dtypes
@@ -272,7 +273,7 @@ def _number(kind: Callable[[Any], Any]) -> Rule:
 
 
 def _path(node: Node) -> Any:
-    return node.args, lambda values: "/".join(values)
+    return node.args, lambda values: str(PurePosixPath(*values))
 
 
 def _encoded(node: Node) -> Any:

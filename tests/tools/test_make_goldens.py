@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from bart_hk.checkpoint.torch_file import Namespace, write_torch
+
 ROOT = Path(__file__).resolve().parents[2]
 
 RECORDER = """
@@ -110,6 +112,24 @@ def test_arrays(make_goldens, tmp_path):
         "new is only in the new one",
     ]
     assert differences(ids=ids, x=x[:3], gone=x) == ["x is float64(3,), not float64(4,)"]
+
+
+def test_checkpoints(make_goldens, tmp_path):
+    def write(name, x, **rest):
+        write_torch(tmp_path / name, {"model": {"x": x}, "args": Namespace(lr=[0.5], **rest)})
+        return tmp_path / name
+
+    x = np.linspace(0, 1, 4)
+    old = write("old.pt", x, arch="bart_base")
+
+    def differences(*args, **rest):
+        return list(make_goldens.differences(old, write("new.pt", *args, **rest)))
+
+    assert differences(x + 1e-6, arch="bart_base") == []
+    assert differences(x + 1e-3, arch="bart_base") == ["/'model'/'x' differs by up to 0.001"]
+    assert differences(x, arch="bart_large") == [
+        "/object/'args'/'arch' is 'bart_large', not 'bart_base'"
+    ]
 
 
 def test_an_unknown_recorder_is_named(make_goldens, capsys):
