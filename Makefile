@@ -1,5 +1,5 @@
-# make demo | test | parity | lint | benchmark. Each target makes the environments that it needs; a
-# stamp in each of them says that they are complete.
+# make demo | test | parity | published | lint | benchmark. Each target makes the environments that
+# it needs; a stamp in each of them says that they are complete.
 
 # The first suitable Python here; another one with make PYTHON=...
 PYTHON ?= $(call first_python,python3.11 python3.12 python3.13 python3,(3, 11) <= sys.version_info < (3, 14))
@@ -12,7 +12,7 @@ first_python = $(shell for python in $(1); do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(not $(2))' 2>/dev/null && { echo $$python; break; }; done)
 pip_install = bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test parity lint format benchmark clean
+.PHONY: demo test parity published lint format benchmark clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -27,6 +27,10 @@ test: .venv/installed
 parity: .venv/torch .venv-oracle/installed
 	BART_HK_ORACLE=$(CURDIR)/.venv-oracle/bin/python .venv/bin/python tools/make_goldens.py --check
 	BART_HK_ORACLE=$(CURDIR)/.venv-oracle/bin/python .venv/bin/python -m pytest tests/parity $(PYTEST_FLAGS)
+
+# The real checkpoints, a few gigabytes each, say what is published about them. Needs the network.
+published: .venv/installed
+	BART_HK_PUBLISHED=1 .venv/bin/python -m pytest tests/published $(PYTEST_FLAGS)
 
 lint: .venv/linters
 	.venv/bin/ruff check .
