@@ -37,15 +37,14 @@ class FeatureExtractor:
         self, params: Params, src_tokens: jax.Array, lengths: jax.Array, all_layers: bool
     ) -> tuple[jax.Array, ...]:
         """Features [B, S, D] of every layer, or of the last alone."""
-        last = jnp.take_along_axis(src_tokens, lengths[:, None] - 1, axis=1)  # [B, 1]
-        prev_output_tokens = jnp.concatenate([last, src_tokens[:, :-1]], axis=1)
+        shifted = _shift_right(src_tokens, lengths)
         source = self.bart.encode(params, src_tokens)
-        target = self.bart.decode(params, prev_output_tokens, source, return_all_hiddens=all_layers)
+        target = self.bart.decode(params, shifted, source, return_all_hiddens=all_layers)
         return target.hidden_states if target.hidden_states is not None else (target.features,)
 
     def _represent(self, params: Params, src_tokens: jax.Array, lengths: jax.Array) -> jax.Array:
-        features = self._run(params, src_tokens, lengths, all_layers=False)[-1]
-        return sentence_representation(features, src_tokens, self.bart.config.eos_token_id)
+        shifted = _shift_right(src_tokens, lengths)
+        return sentence_representation(self.bart, params, src_tokens, shifted)
 
     def _batches(self, rows: Sequence[np.ndarray], max_tokens: int):
         """Planned batches: which rows, their padded ids [B, S] and lengths [B] (at least 1)."""
@@ -89,3 +88,9 @@ class FeatureExtractor:
             (batch, self._sentence(params, src_tokens, lengths))
             for batch, src_tokens, lengths in self._batches(rows, max_tokens)
         ]
+
+
+def _shift_right(src_tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Each row [B, S] with the last of its `lengths` [B] tokens moved to the front."""
+    last = jnp.take_along_axis(src_tokens, lengths[:, None] - 1, axis=1)  # [B, 1]
+    return jnp.concatenate([last, src_tokens[:, :-1]], axis=1)

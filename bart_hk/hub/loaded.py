@@ -225,15 +225,16 @@ class LoadedBART:
         shifted = batch.get("prev_output_tokens")
         if shifted is None:
             shifted = _shift_right(target if head is None else src_tokens, pad)
-        source = bart.encode(body, src_tokens, key=keys[0])
-        features = bart.decode(body, jnp.asarray(shifted), source, key=keys[1]).features
+        shifted = jnp.asarray(shifted)
         if head is None:
+            source = bart.encode(body, src_tokens, key=keys[0])
+            features = bart.decode(body, shifted, source, key=keys[1]).features
             mask = target != pad
             return losses.cross_entropy(bart.project(body, features), target, mask)[0], jnp.sum(
                 mask, dtype=jnp.float32
             )
         registered = self._head(head)
-        sentence = sentence_representation(features, src_tokens, self.config.eos_token_id)
+        sentence = sentence_representation(bart, body, src_tokens, shifted, keys[:2])
         logits = registered.module.apply(heads[head], sentence, keys[2])
         mask = jnp.ones(target.shape, bool)
         count = jnp.float32(target.shape[0])

@@ -127,14 +127,19 @@ class BART:
         encoder_output: EncoderOutput,
         *,
         key: jax.Array | None = None,
+        at: jax.Array | None = None,
         return_all_hiddens: bool = False,
         return_attention: bool = False,
     ) -> DecoderOutput:
-        """Teacher-forced decoding of int32 [B, T] ids, padded on the right."""
+        """Teacher-forced decoding of int32 [B, T] ids, padded on the right.
+
+        Where features are wanted at a single position of each row, as for a classification head,
+        `at` (int32 [B]) spares the last layer the others: features are [B, 1, D] then.
+        """
         options = Options(key is not None, return_all_hiddens, return_attention)
         source = encoder_output
         return self._transformed.apply.decode(
-            params, key, prev_output_tokens, source.encoder_out, source.src_mask, options
+            params, key, prev_output_tokens, source.encoder_out, source.src_mask, options, at
         )
 
     def project(self, params: Params, features: jax.Array) -> jax.Array:

@@ -7,13 +7,14 @@ registering one compiles nothing but the head.
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
 
 from bart_hk.config import BARTConfig
-from bart_hk.model.bart import Params
+from bart_hk.model.bart import BART, Params
 from bart_hk.model.layers import activate, dropout
 
 
@@ -60,17 +61,23 @@ class ClassificationHead:
 
 
 def sentence_representation(
-    features: jax.Array, src_tokens: jax.Array, eos_token_id: int
+    bart: BART,
+    params: Params,
+    src_tokens: jax.Array,
+    prev_output_tokens: jax.Array,
+    keys: Sequence[jax.Array | None] = (None, None),
 ) -> jax.Array:
-    """Features [B, D] at the last `</s>` of each row of src_tokens.
+    """What a head classifies: decoder features [B, D] at the last `</s>` of each source.
 
     Unlike fairseq's, rows may hold different numbers of `</s>` (a single sentence beside a pair).
 
     Args:
-        features: [B, T, D], decoder features at the positions of src_tokens.
-        src_tokens: int32 [B, T]; each row holds at least one `</s>`.
-        eos_token_id: the id of `</s>`.
+        params: of `bart`.
+        src_tokens: int32 [B, T], right-padded; each row holds at least one `</s>`.
+        prev_output_tokens: int32 [B, T], what the decoder reads at the same positions.
+        keys: of encoder and decoder, for dropout; None is evaluation.
     """
-    is_eos = src_tokens == eos_token_id
+    is_eos = src_tokens == bart.config.eos_token_id
     last = is_eos.shape[1] - 1 - jnp.argmax(is_eos[:, ::-1], axis=1)  # [B]
-    return jnp.take_along_axis(features, last[:, None, None], axis=1)[:, 0]
+    encoded = bart.encode(params, src_tokens, key=keys[0])
+    return bart.decode(params, prev_output_tokens, encoded, key=keys[1], at=last).features[:, 0]

@@ -73,24 +73,31 @@ def compute_in(dtype: jnp.dtype) -> AbstractContextManager[None]:
     return hk.custom_getter(cast)
 
 
-class _Linear(hk.Linear):
-    """`hk.Linear` over any axis."""
+_normal = hk.initializers.RandomNormal(0.02)
 
-    def __call__(self, x: jax.Array, axis: int) -> jax.Array:
-        if axis == -1:
-            return super().__call__(x)
-        w = hk.get_parameter("w", (x.shape[axis], self.output_size), x.dtype, self.w_init)
-        b = hk.get_parameter("b", (self.output_size,), x.dtype, jnp.zeros)
-        out = jnp.tensordot(w, x, axes=((0,), (axis,)))
+
+class _FirstAxisLinear(hk.Module):
+    """`hk.Linear` over the first axis."""
+
+    def __init__(self, size: int, name: str) -> None:
+        super().__init__(name=name)
+        self._size = size
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        w = hk.get_parameter("w", (x.shape[0], self._size), x.dtype, _normal)
+        b = hk.get_parameter("b", (self._size,), x.dtype, jnp.zeros)
+        out = jnp.tensordot(w, x, axes=((0,), (0,)))
         return out + b.reshape(-1, *(1,) * (x.ndim - 1))
 
 
 def linear(x: jax.Array, size: int, name: str, axis: int = -1) -> jax.Array:
     """`x w + b` over `axis`; w [in, size] ~ N(0, 0.02), b = 0 (fairseq init_bert_params)."""
-    return _Linear(size, w_init=hk.initializers.RandomNormal(0.02), name=name)(x, axis)
+    if axis == 0:
+        return _FirstAxisLinear(size, name)(x)
+    return hk.Linear(size, w_init=_normal, name=name)(x)
 
 
-class _LayerNorm(hk.Module):
+class _FirstAxisLayerNorm(hk.Module):
     """`hk.LayerNorm` over the first axis; there, Haiku's own has parameters of another shape."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -105,7 +112,7 @@ class _LayerNorm(hk.Module):
 def layer_norm(x: jax.Array, name: str, axis: int = -1) -> jax.Array:
     """Layer norm over `axis`, in float32; returns the dtype of `x`."""
     norm = (
-        _LayerNorm(name=name)
+        _FirstAxisLayerNorm(name=name)
         if axis == 0
         else hk.LayerNorm(-1, True, True, eps=LAYER_NORM_EPS, name=name)
     )

@@ -49,6 +49,8 @@ class EncoderOutput(NamedTuple):
 class DecoderOutput(NamedTuple):
     """Teacher-forced decoding: features [B, T, D] before the output projection, and on request.
 
+    Where features are asked for at one position of each row, T is 1 in what the last layer gives.
+
     hidden_states: L + 1 arrays [B, T, D], or None.
     self_attentions, cross_attentions: L arrays float32 [B, H, T, T] and [B, H, T, S], or None.
     """
@@ -93,11 +95,15 @@ def _sublayer(
     dropout_rate: float,
     training: bool,
     axis: int = -1,
+    take: Callable[[jax.Array], jax.Array] = lambda x: x,
 ) -> jax.Array:
-    """Residual connection around `block`, with layer norm `norm` before it or after the sum."""
+    """Residual connection around `block`, with layer norm `norm` before it or after the sum.
+
+    `take` takes those positions out of `x` that `block` returns.
+    """
     if normalize_before:
-        return x + dropout(block(layer_norm(x, norm, axis)), dropout_rate, training)
-    return layer_norm(x + dropout(block(x), dropout_rate, training), norm, axis)
+        return take(x) + dropout(block(layer_norm(x, norm, axis)), dropout_rate, training)
+    return layer_norm(take(x) + dropout(block(x), dropout_rate, training), norm, axis)
 
 
 def _feed_forward(
@@ -207,8 +213,12 @@ class Decoder(_Stack):
         encoder_out: jax.Array,  # [B, S, D]
         src_mask: jax.Array,  # bool [B, S]
         options: Options,
+        at: jax.Array | None = None,  # int32 [B]
     ) -> DecoderOutput:
-        """Teacher-forced. Padding on the right needs no mask beside the causal one."""
+        """Teacher-forced. Padding on the right needs no mask beside the causal one.
+
+        With `at`, the last layer computes the features of that position of each row alone.
+        """
         config, training = self.config, options.training
         length, limit = prev_output_tokens.shape[1], config.max_target_positions
         x = self._embed(self._tokens(), prev_output_tokens, jnp.arange(length), limit, training)
@@ -218,8 +228,17 @@ class Decoder(_Stack):
         crosses: list[jax.Array] = []
         heads, rate = config.decoder_attention_heads, config.attention_dropout
 
+        def everything(h: jax.Array) -> jax.Array:
+            return h
+
+        def only_at(h: jax.Array) -> jax.Array:
+            assert at is not None
+            return jnp.take_along_axis(h, at[:, None, None], axis=1)
+
+        take, mask = everything, causal
+
         def attend_self(h: jax.Array) -> jax.Array:
-            out, weights = attention(h, h, causal, heads, rate, training, "self_attn")
+            out, weights = attention(take(h), h, mask, heads, rate, training, "self_attn")
             selfs.append(weights)
             return out
 
@@ -230,9 +249,11 @@ class Decoder(_Stack):
             return out
 
         for i in range(config.decoder_layers):
+            if at is not None and i + 1 == config.decoder_layers:
+                take, mask = only_at, (jnp.arange(length) <= at[:, None])[:, None, None]
             with hk.name_scope(f"layers_{i}"):
-                y = self._layer(x, attend_self, attend_source, training)
-            x = layer_drop(y, x, config.decoder_layerdrop, training)
+                y = self._layer(x, attend_self, attend_source, training, take=take)
+            x = layer_drop(y, take(x), config.decoder_layerdrop, training)
             states.append(x)
         return DecoderOutput(
             self._final_norm(x),
@@ -249,15 +270,19 @@ class Decoder(_Stack):
         cross_attention: Callable[[jax.Array], jax.Array],
         training: bool,
         axis: int = -1,
+        take: Callable[[jax.Array], jax.Array] = lambda x: x,
     ) -> jax.Array:
-        """One layer; how its attentions find their keys is the caller's."""
+        """One layer; how its attentions find their keys is the caller's.
+
+        `take` takes those positions out of `x` for which `self_attention` has queries.
+        """
         config = self.config
         pre, rate = config.decoder_normalize_before, config.dropout
 
         def feed_forward(h: jax.Array) -> jax.Array:
             return _feed_forward(h, config.decoder_ffn_embed_dim, config, training, axis)
 
-        x = _sublayer(x, self_attention, "self_attn_layer_norm", pre, rate, training, axis)
+        x = _sublayer(x, self_attention, "self_attn_layer_norm", pre, rate, training, axis, take)
         x = _sublayer(x, cross_attention, "encoder_attn_layer_norm", pre, rate, training, axis)
         return _sublayer(x, feed_forward, "final_layer_norm", pre, rate, training, axis)
 

@@ -249,11 +249,9 @@ class SentencePrediction:
         self, bart: BART, params: Tree, batch: dict[str, jax.Array], key: jax.Array | None
     ) -> jax.Array:
         """Float32 [B, C]."""
-        keys = (None,) * 3 if key is None else jax.random.split(key, 3)
-        encoded = bart.encode(params["model"], batch["src_tokens"], key=keys[0])
-        decoded = bart.decode(params["model"], batch["prev_output_tokens"], encoded, key=keys[1])
+        keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
         features = sentence_representation(
-            decoded.features, batch["src_tokens"], bart.config.eos_token_id
+            bart, params["model"], batch["src_tokens"], batch["prev_output_tokens"], keys[:2]
         )
         return self._head(bart).apply(params["head"], features, keys[2])
 

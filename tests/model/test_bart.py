@@ -318,10 +318,21 @@ def test_transformations_compose():
         np.testing.assert_allclose(a, b.sum(0), atol=1e-3, rtol=1e-3)
 
 
-def test_sentence_representation_takes_the_last_eos_of_each_row():
-    features = jnp.arange(2 * 6, dtype=jnp.float32).reshape(2, 6, 1)
-    src = jnp.array([[0, 7, 2, 1, 1, 1], [0, 7, 2, 8, 2, 1]])
-    np.testing.assert_array_equal(sentence_representation(features, src, 2), [[2.0], [6 + 4.0]])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_sentence_representation_is_the_feature_at_the_last_eos_of_each_row(name):
+    config = VARIANTS[name]
+    bart, eos, pad = BART(config), config.eos_token_id, config.pad_token_id
+    params = random_params(config)
+    src = jnp.array([[9, 7, eos, pad, pad, pad], [9, 7, eos, 8, eos, pad]])
+    shifted = jnp.array([[eos, 9, 7, pad, pad, pad], [eos, 9, 7, eos, 8, pad]])
+
+    @jax.jit
+    def both(params):
+        whole = bart.decode(params, shifted, bart.encode(params, src)).features
+        return sentence_representation(bart, params, src, shifted), whole
+
+    found, whole = both(params)
+    np.testing.assert_allclose(found, whole[np.arange(2), [2, 4]], atol=2e-5)
 
 
 def test_head_computes_what_fairseqs_does():

@@ -99,8 +99,7 @@ def test_forward_pass(golden: Any, tmp_path: Path, name: str) -> None:
         encoded = bart.encode(params, source, **asked)
         decoded = bart.decode(params, previous, encoded, **asked)
         # Both frameworks classify by the decoder's features over the source itself.
-        features = bart.decode(params, source, encoded).features
-        summary = sentence_representation(features, source, case.config.eos_token_id)
+        summary = sentence_representation(bart, params, source, source)
         classes = {
             name: ClassificationHead(case.config, h.num_classes, h.inner_dim).apply(
                 heads[name], summary

@@ -92,8 +92,7 @@ def our_logits_and_classes(
     def run(params, head, source, previous):
         encoded = bart.encode(params, source)
         logits = bart.project(params, bart.decode(params, previous, encoded).features)
-        features = bart.decode(params, source, encoded).features
-        summary = sentence_representation(features, source, config.eos_token_id)
+        summary = sentence_representation(bart, params, source, source)
         return logits, ClassificationHead(config, 3).apply(head, summary)
 
     return [np.asarray(x) for x in run(params, head, *ids)]
