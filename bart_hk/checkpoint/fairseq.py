@@ -174,8 +174,11 @@ def from_fairseq(state: Mapping[str, Any], config: BARTConfig) -> tuple[Params, 
 
 def _head(name: str, tensors: Mapping[str, np.ndarray], config: BARTConfig) -> Params:
     """A head of any sizes: those that its tensors have among themselves."""
-    inner = len(tensors["dense.weight"]) if np.ndim(tensors.get("dense.weight")) else 0
-    classes = len(tensors["out_proj.weight"]) if np.ndim(tensors.get("out_proj.weight")) else 0
+
+    def rows(leaf: str) -> int:
+        return tensors[leaf].shape[0] if leaf in tensors and tensors[leaf].ndim else 0
+
+    inner, classes = rows("dense.weight"), rows("out_proj.weight")
     shapes = {
         "dense.weight": (inner, config.encoder_embed_dim),
         "dense.bias": (inner,),

@@ -295,6 +295,9 @@ def arguments(config: BARTConfig, task: str, languages: Iterable[str] = ()) -> d
         "target_lang": "target" if task == "translation" else None,
         "langs": ",".join(languages) if languages else None,
         "add_lang_token": bool(languages),
+        # Or fairseq 0.12 looks for them where they are not (MultilingualDenoisingConfig).
+        "train_subset": "train",
+        "valid_subset": "valid",
     }
     if task != "translation":  # the noise that BART was trained with
         args |= {

@@ -121,8 +121,8 @@ def model_from_checkpoint(
     config = config_from_fairseq(settings, tensors, overrides)
     ours = _ours(checkpoint)
     # What fairseq's arguments cannot say, unless somebody asks for something else now.
-    kept = {k: v for k, v in ours.get("config", {}).items() if k not in (overrides or {})}
-    config = config.replace(**kept)
+    beyond = ours.get("config", {})
+    config = config.replace(**{k: v for k, v in beyond.items() if k not in (overrides or {})})
     params, heads = fairseq.from_fairseq(tensors, config)
     model = ModelFiles(config, params, {n: HeadFiles(p) for n, p in heads.items()})
     model.extras = {**ours.get("extras", {}), **_extras(settings or {}, folder)}

@@ -206,7 +206,7 @@ def test_encoders_fit_models_that_have_all_their_rows(small):
     large, base = TextEncoder.gpt2("bart.large"), TextEncoder.gpt2("bart.base")
     assert large.fit(50265) is large and base.fit(51201) is base
     assert small.fit(len(small.dictionary) + 7) is small  # padded embeddings
-    with pytest.raises(ValueError, match=r"51201 symbols, .* embeddings for 50265: .* bart.base's la"):
+    with pytest.raises(ValueError, match="51201 symbols, .* for 50265: .* bart.base's la"):
         base.fit(50265)
     with pytest.raises(ValueError, match="280 symbols, but the model has embeddings for 60"):
         TextEncoder(small.bpe, Dictionary.from_symbols([str(i) for i in range(280)])).fit(60)

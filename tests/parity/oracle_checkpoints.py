@@ -1,0 +1,60 @@
+"""Run by the oracle's interpreter: the real fairseq opens the folders in the folder's `cases.json`.
+
+A case names its `directory`, `kwargs` for `BARTModel.from_pretrained`, `text`, padded `ids` (source
+and decoder input) and, as lists, `sources` to generate from. Results: `CASE.safetensors` with the
+logits and each head's, and `report.json` with what fairseq made of the folder.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairseq.models.bart import BARTModel
+from fairseq.sequence_generator import EnsembleModel
+from safetensors.torch import save_file
+
+
+def load_as_fairseq_does(load: Any) -> Any:
+    """`torch.load` with the default of the torch that this fairseq was written for."""
+    return lambda *args, **kwargs: load(*args, **{"weights_only": False, **kwargs})
+
+
+def main(folder: Path) -> None:
+    report = {}
+    for name, case in json.loads((folder / "cases.json").read_text()).items():
+        directory = folder / case["directory"]
+        kwargs = {}
+        if (directory / "encoder.json").exists():
+            kwargs["gpt2_encoder_json"] = str(directory / "encoder.json")
+            kwargs["gpt2_vocab_bpe"] = str(directory / "vocab.bpe")
+        bart = BARTModel.from_pretrained(str(directory), **kwargs, **case.get("kwargs", {}))
+        bart.eval()
+        source, previous = (torch.tensor(rows) for rows in case["ids"])
+        arrays = {"logits": bart.model(source, None, previous)[0]}
+        heads = bart.model.classification_heads
+        for head in heads:
+            arrays[f"heads/{head}"] = bart.predict(head, source[:1], return_logits=True)
+        found = []
+        for row in case.get("sources", []):
+            (hypotheses,) = bart.generate([torch.tensor(row)], **case["options"])
+            found.append([(h["tokens"].tolist(), h["score"].item()) for h in hypotheses])
+        labels = getattr(bart.task, "label_dictionary", None)
+        report[name] = {
+            "task": type(bart.task).__name__,
+            "symbols": bart.task.source_dictionary.symbols,
+            "labels": labels.symbols[labels.nspecial :] if labels is not None else None,
+            "encoded": bart.encode(case["text"]).tolist() if "text" in case else None,
+            "generated": found,
+        }
+        save_file({k: v.contiguous() for k, v in arrays.items()}, folder / f"{name}.safetensors")
+    (folder / "report.json").write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    torch.load = load_as_fairseq_does(torch.load)
+    # Or the beam size of one search stays behind in the attention of everything after it.
+    EnsembleModel.set_decoder_beam_size = lambda self, beam_size: None
+    with torch.no_grad():
+        main(Path(sys.argv[1]))
