@@ -172,7 +172,8 @@ def _read_legacy(source: Source, path: Path, only: Collection[str] | None) -> An
     if magic.root != _LEGACY_MAGIC or version.root != _LEGACY_VERSION:
         raise CheckpointError(f"{path}: is no file of torch.save")
     system = read(version.end, "its system")
-    if plain(system, f"{path}: its system").get("little_endian") is not True:
+    about = plain(system, f"{path}: its system")
+    if not isinstance(about, dict) or about.get("little_endian") is not True:
         raise CheckpointError(f"{path}: was written on a big-endian machine")
     program = read(system.end, "its object")
     listed = read(program.end, "its list of storages")

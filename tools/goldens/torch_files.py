@@ -1,4 +1,4 @@
-"""Checkpoints as the real torch saves them, in both containers, and `expected.json`: what they hold.
+"""Checkpoints as torch saves them, in both containers, and what they hold (`expected.json`).
 
 Run by `make_goldens.py`. The files are read without torch by `bart_hk.checkpoint.torch_file`.
 """
