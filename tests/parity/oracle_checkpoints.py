@@ -1,4 +1,8 @@
-"""Run by the oracle's interpreter: the real fairseq opens the folders in the folder's `cases.json`.
+"""Run by the oracle's interpreter: the real fairseq writes and opens checkpoints.
+
+What `write.json` names is built with random weights from its `fields` and saved as by the trainer:
+`CASE.pt`, with its logits for `ids` in `CASE.written.safetensors`. Without it, the folders in
+`cases.json` are opened.
 
 A case names its `directory`, `kwargs` for `BARTModel.from_pretrained`, `text`, padded `ids` (source
 and decoder input) and, as lists, `sources` to generate from. Results: `CASE.safetensors` with the
@@ -7,10 +11,13 @@ logits and each head's, and `report.json` with what fairseq made of the folder.
 
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import torch
+from _oracles import fairseq_bart
+from fairseq import checkpoint_utils
 from fairseq.models.bart import BARTModel
 from fairseq.sequence_generator import EnsembleModel
 from safetensors.torch import save_file
@@ -21,8 +28,25 @@ def load_as_fairseq_does(load: Any) -> Any:
     return lambda *args, **kwargs: load(*args, **{"weights_only": False, **kwargs})
 
 
+def write(folder: Path, name: str, case: dict[str, Any]) -> None:
+    torch.manual_seed(1)
+    model = fairseq_bart(case["fields"])
+    for parameter in model.parameters():
+        parameter += 0.01 * torch.randn(parameter.shape)
+    source, previous = (torch.tensor(rows) for rows in case["ids"])
+    logits = {"logits": model(source, None, previous)[0]}
+    save_file(logits, folder / f"{name}.written.safetensors")
+    args = Namespace(**{**case["fields"], "arch": case["arch"], "task": "denoising"})
+    content = {"args": args, "cfg": None, "model": model.state_dict()}
+    checkpoint_utils.torch_persistent_save(content, str(folder / f"{name}.pt"))
+
+
 def main(folder: Path) -> None:
     report = {}
+    if (folder / "write.json").exists():
+        for name, case in json.loads((folder / "write.json").read_text()).items():
+            write(folder, name, case)
+        return
     for name, case in json.loads((folder / "cases.json").read_text()).items():
         directory = folder / case["directory"]
         kwargs = {}

@@ -1,5 +1,6 @@
 """The folders that we write, opened by the real fairseq: strictly, and with the same results."""
 
+import dataclasses
 import io
 import json
 import re
@@ -15,7 +16,7 @@ from safetensors.numpy import load_file
 from bart_hk.checkpoint.fairseq import from_fairseq
 from bart_hk.checkpoint.fairseq_file import TASK_HEAD, read_fairseq, write_fairseq
 from bart_hk.checkpoint.model_files import HeadFiles
-from bart_hk.config import BARTConfig
+from bart_hk.config import BARTConfig, architecture
 from bart_hk.hub import BARTHubInterface
 from bart_hk.text import GPT2BPE, Dictionary, SentencePieceBPE, TextEncoder, train_bpe
 from tests.generation.conftest import INPUTS
@@ -167,3 +168,40 @@ def test_fairseq_opens_what_we_write(golden, oracle, tmp_path):
     assert report["labels"]["labels"] == ["bad", "so so", "good", "<mask>"]
     assert report["summaries"]["symbols"][-1] != "<mask>"
     assert len({str(found) for found in report["post_norm"]["generated"]}) > 3
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    ("name", "vocabulary"),
+    [("bart_base", 51201), ("bart_base", 50265), ("bart_large", 50265)],
+    ids=["base", "base-large-vocabulary", "large"],
+)
+def test_full_size(oracle, tmp_path, name, vocabulary):
+    """A file of the real fairseq gives its logits, and comes back to it bit for bit."""
+    config = architecture(name, vocab_size=vocabulary)
+    text = TextEncoder.gpt2("bart.base" if vocabulary == 51201 else "bart.large")
+    ids = random_ids(config, [40, 17], 16)
+    case = {"ids": [rows.tolist() for rows in ids], "arch": name}
+    written = {**case, "fields": dataclasses.asdict(config)}
+    (tmp_path / "write.json").write_text(json.dumps({"case": written}))
+    oracle("oracle_checkpoints.py", tmp_path)
+    (tmp_path / "write.json").unlink()
+    expected = load_file(tmp_path / "case.written.safetensors")["logits"]
+    assert expected.std() > 0.5  # there is something to compare
+
+    model = read_fairseq(tmp_path / "case.pt")
+    assert model.config == config
+    difference = np.abs(our_logits(config, model.params, ids) - expected).max()
+    print(f"{name}, {vocabulary} symbols: largest difference {difference:.2g}")
+    assert difference <= 1e-4
+    write_fairseq(tmp_path / "again", config, model.params, {}, text)
+    del model
+    (tmp_path / "case.pt").unlink()
+    opened = {**case, "directory": "again", "text": "Hello world!"}
+    (tmp_path / "cases.json").write_text(json.dumps({"case": opened}))
+    oracle("oracle_checkpoints.py", tmp_path)
+    (report,) = json.loads((tmp_path / "report.json").read_text()).values()
+    assert report["encoded"] == [0, 31414, 232, 328, 2]
+    assert report["symbols"] == text.dictionary.symbols
+    logits = load_file(tmp_path / "case.safetensors")["logits"]
+    np.testing.assert_array_equal(logits, expected)
