@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from bart_hk.checkpoint import files, tree
+from bart_hk.checkpoint.files import CheckpointError, shown
 from bart_hk.checkpoint.model_files import HeadFiles, ModelFiles
 from bart_hk.checkpoint.tree import Params
-from bart_hk.checkpoint.weights import WEIGHTS, Weights
+from bart_hk.checkpoint.weights import WEIGHTS, Weights, float_dtype
 from bart_hk.config import BARTConfig
 
 CONFIG = "config.json"
@@ -210,7 +211,9 @@ def _beyond_json(config: BARTConfig) -> dict[str, Any]:
 # --- Reading --------------------------------------------------------------------------------------
 
 
-def read_model(directory: str | Path, dtype: Any = None) -> ModelFiles:
+def read_model(
+    directory: str | Path, dtype: Any = None, place: Callable[[np.ndarray], Any] | None = None
+) -> ModelFiles:
     """Read a model directory, ours or Hugging Face's.
 
     `model.safetensors` may hold a (M)BartModel, a (M)BartForConditionalGeneration or a
@@ -219,12 +222,30 @@ def read_model(directory: str | Path, dtype: Any = None) -> ModelFiles:
 
     Args:
         dtype: of the parameters, such as "float32" or "bfloat16"; as stored if None.
+        place: what becomes of each parameter (heads apart) before the next one is read, such as
+            `jax.device_put`; so a model is not in memory twice.
 
     Raises:
         FileNotFoundError: the directory or one of its files is missing.
-        ValueError: a file is damaged, or config and weights do not fit; names the tensor.
+        CheckpointError: a file is damaged, or config and weights do not fit; names the tensor.
+        ValueError: no model has such a `dtype`.
     """
     directory = Path(directory)
+    if dtype is not None:
+        dtype = float_dtype(dtype)
+    try:
+        return _read_model(directory, dtype, place or np.asarray)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(" ".join(str(error).split("\n"))) from None
+    except (TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        # A value in the JSON is of a kind that none of its readers expects.
+        reason = f"{type(error).__name__}: {shown(str(error))}"
+        raise CheckpointError(f"{directory}: {CONFIG} or {EXTRAS} is damaged ({reason})") from None
+
+
+def _read_model(directory: Path, dtype: Any, place: Callable[[np.ndarray], Any]) -> ModelFiles:
     if not directory.is_dir():
         raise FileNotFoundError(f"no model directory {directory}")
     files.finish_replacing(directory)
@@ -254,11 +275,16 @@ def read_model(directory: str | Path, dtype: Any = None) -> ModelFiles:
         # A trunk without an output layer: the target table is as good as any.
         config = config.replace(share_decoder_input_output_embed=True)
     _check_vocabulary(config, weights)
+    if config.encoder_layers + config.decoder_layers > len(weights.names()):
+        raise ValueError(
+            f"{directory / CONFIG} says encoder_layers={config.encoder_layers} and "
+            f"decoder_layers={config.decoder_layers}; there are {len(weights.names())} tensors"
+        )
     if "final_logits_bias" not in beyond and "final_logits_bias" in weights.names():
         bias = weights.read("final_logits_bias", (1, config.vocab_size))
         config = config.replace(final_logits_bias=bool(np.any(bias)))
     used: set[str] = set()
-    params = _read_params(config, weights, used)
+    params = _read_params(config, weights, used, place)
     heads = {}
     if f"{_HEAD_PREFIX}.out_proj.weight" in weights.names():
         stored_heads = {main_head: _head_from_json(content, weights), **stored_heads}
@@ -287,7 +313,9 @@ def _stored_name(path: str, name: str, stored: set[str]) -> str:
     return next((c for c in candidates if c in stored), candidates[0])
 
 
-def _read_params(config: BARTConfig, weights: Weights, used: set[str]) -> Params:
+def _read_params(
+    config: BARTConfig, weights: Weights, used: set[str], place: Callable[[np.ndarray], Any]
+) -> Params:
     """The parameters of `config`; the names of their tensors are added to `used`."""
     params: Params = {}
     for path, leaves in tree.parameter_shapes(config).items():
@@ -296,10 +324,11 @@ def _read_params(config: BARTConfig, weights: Weights, used: set[str]) -> Params
             tensor = _stored_name(path, name, weights.names())
             used.add(tensor)
             if path == "final_logits_bias":
-                params[path][name] = weights.read(tensor, (1, *shape))[0]
+                array = weights.read(tensor, (1, *shape))[0]
             else:
                 torch_shape = shape[::-1] if name == "w" else shape
-                params[path][name] = tree.from_torch(name, weights.read(tensor, torch_shape))
+                array = tree.from_torch(name, weights.read(tensor, torch_shape))
+            params[path][name] = place(array)
     return params
 
 

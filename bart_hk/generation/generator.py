@@ -15,7 +15,7 @@ from bart_hk.data.batching import bucket, buckets_up_to, pad_rows, plan_shapes
 from bart_hk.generation import search
 from bart_hk.generation.options import GenerationOptions
 from bart_hk.generation.search import Limits, Rules, State
-from bart_hk.model import BART, Cache, Params, extend
+from bart_hk.model import BART, Ensemble
 
 # Room for target tokens is made in stages, so that a short output never pays for a long cache.
 STAGES = (32, 64, 128, 256, 512, 1024)
@@ -27,7 +27,7 @@ Hypothesis = dict[str, Any]
 
 
 class Generator:
-    """Generates from and scores with one network, and keeps what it has compiled.
+    """Generates from and scores with a network or an ensemble, and keeps what it has compiled.
 
     Shapes come from short lists: sources from `bart_hk.data.batching.LENGTH_BUCKETS`, room for
     targets from `STAGES`, rows of a batch from `plan_shapes`. Only those, the beam width,
@@ -35,9 +35,9 @@ class Generator:
     other option is an argument of the compiled program.
     """
 
-    def __init__(self, bart: BART) -> None:
-        self.bart = bart
-        self._stepping: tuple[list[jax.Array], Params] = ([], {})
+    def __init__(self, bart: BART | Ensemble) -> None:
+        self.bart: Any = bart  # the two have the same methods
+        self._stepping: tuple[list[jax.Array], Any] = ([], {})
         self._for_steps = jax.jit(bart.for_steps)
         self._begin = jax.jit(self._encode_and_begin, static_argnames=("beam", "length"))
         self._grow = jax.jit(self._grow_to, static_argnames=("beam", "length"))
@@ -46,7 +46,7 @@ class Generator:
 
     def generate(
         self,
-        params: Params,
+        params: Any,
         rows: Sequence[np.ndarray],
         options: GenerationOptions,
         *,
@@ -62,7 +62,7 @@ class Generator:
         where the options leave fewer to be found.
 
         Args:
-            params: of `bart`.
+            params: of `bart`; of an ensemble those of each member.
             rows: int arrays [S_i] of source ids, with their `<s>` and `</s>`, without padding.
             options: of the search.
             max_tokens: bound on the padded source tokens of a batch.
@@ -97,7 +97,7 @@ class Generator:
             unk=config.unk_token_id,
             forced=config.forced_bos_token_id,
             no_repeat_ngram_size=options.no_repeat_ngram_size,
-            tempered=options.temperature != 1.0,
+            tempered=options.temperature != 1.0 and not isinstance(self.bart, Ensemble),
         )
         results: list[list[Hypothesis]] = [[]] * len(sources)
         plan = self._plan(lengths, max_tokens, batch_size)
@@ -125,7 +125,7 @@ class Generator:
 
     def score(
         self,
-        params: Params,
+        params: Any,
         sources: Sequence[np.ndarray],
         targets: Sequence[np.ndarray],
         *,
@@ -173,7 +173,7 @@ class Generator:
                     )
         return results
 
-    def _step_params(self, params: Params) -> Params:
+    def _step_params(self, params: Any) -> Any:
         """`params` for the steps of a search, kept for as long as the same arrays come."""
         leaves = jax.tree.leaves(params)
         known, _ = self._stepping
@@ -213,7 +213,7 @@ class Generator:
         return plan_shapes(lengths, max_tokens=max_tokens, batch_size=batch_size, buckets=buckets)
 
     def _search_batch(
-        self, params: Params, src_tokens: np.ndarray, real_rows: int, limits: Limits, rules: Rules
+        self, params: Any, src_tokens: np.ndarray, real_rows: int, limits: Limits, rules: Rules
     ) -> State:
         """The finished search of one batch, of which the first `real_rows` are not padding."""
         stages = buckets_up_to(self.bart.config.max_target_positions, STAGES)
@@ -232,25 +232,28 @@ class Generator:
     # The methods below are compiled.
 
     def _encode_and_begin(
-        self, params: Params, src_tokens: jax.Array, real: jax.Array, beam: int, length: int
+        self, params: Any, src_tokens: jax.Array, real: jax.Array, beam: int, length: int
     ) -> State:
         cache = self.bart.start(params, self.bart.encode(params, src_tokens), beam, length)
         start = self.bart.config.decoder_start_token_id
         return search.begin(real, src_tokens.shape[1], length, cache, beam, start)
 
     def _grow_to(self, state: State, beam: int, length: int) -> State:
-        return search.grow(state, length, extend(state.cache, length, beam))
+        return search.grow(state, length, self.bart.extend(state.cache, beam, length))
 
-    def _run(self, params: Params, state: State, limits: Limits, rules: Rules) -> State:
+    def _run(self, params: Any, state: State, limits: Limits, rules: Rules) -> State:
         def decode(
-            tokens: jax.Array, step: jax.Array, cache: Cache, ancestors: jax.Array
-        ) -> tuple[jax.Array, Cache, jax.Array]:
-            return self.bart.step(params, tokens, step, cache, ancestors)
+            tokens: jax.Array, step: jax.Array, cache: Any, ancestors: jax.Array
+        ) -> tuple[jax.Array, Any, jax.Array]:
+            arguments = (params, tokens, step, cache, ancestors)
+            if isinstance(self.bart, Ensemble):  # each member's probabilities are tempered
+                return self.bart.step(*arguments, limits.temperature)
+            return self.bart.step(*arguments)
 
         return search.run(state, decode, limits, rules)
 
     def _log_probs(
-        self, params: Params, src_tokens: jax.Array, targets: jax.Array
+        self, params: Any, src_tokens: jax.Array, targets: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Log probabilities [B, T] of int32 [B, T] targets, and the attention [B, T, S]."""
         encoded = self.bart.encode(params, src_tokens)

@@ -1,14 +1,13 @@
 """The hub: `load`, `BARTModel.from_pretrained`, and what they give."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bart_hk import zoo
-from bart_hk.checkpoint.huggingface import read_model
 from bart_hk.hub.arrays import collate_tokens
 from bart_hk.hub.interface import BARTHubInterface
-from bart_hk.hub.loaded import resolve_device, resolve_dtype
-from bart_hk.text import TextEncoder
+from bart_hk.hub.loaded import placing, resolve_device, resolve_dtype
+from bart_hk.hub.opening import open_model
 
 __all__ = ["BARTHubInterface", "BARTModel", "collate_tokens", "load"]
 
@@ -22,47 +21,68 @@ def load(
     device: Any = None,
     max_tokens: int | None = None,
     batch_size: int | None = None,
+    max_positions: int | None = None,
+    new_symbols: Sequence[str] = (),
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    force_reload: bool = False,
+    local_files_only: bool = False,
     **overrides: Any,
 ) -> BARTHubInterface:
-    """Loads a model from its directory (`config.json`, `model.safetensors`, tokenizer files).
+    """Loads a model: fairseq's, Hugging Face's or ours, from here or from the network.
+
+    Nothing in a file is ever run, and neither torch nor fairseq is needed.
 
     Args:
-        name_or_path: the directory; ours and Hugging Face's are alike.
-        checkpoint_file: fairseq's argument; only its default is taken, since `.pt` files are not
-            read yet.
-        data_name_or_path: where the tokenizer's files are; relative to the model if it begins with
-            a dot.
+        name_or_path: what to load:
+            a directory, with `config.json` and its weights, or with a fairseq checkpoint and its
+            `dict.txt`; a checkpoint in it; or an archive of one;
+            "bart.base", "bart.large", "bart.large.mnli", "bart.large.cnn", "bart.large.xsum";
+            the "owner/name" of a repository of Hugging Face's hub; or an address.
+        checkpoint_file: the fairseq checkpoint in the directory; or several, "a.pt:b.pt", for an
+            ensemble, which generates and scores by the mean of their probabilities (everything else
+            is the first one's).
+        data_name_or_path: where the tokenizer's files are, such as a data folder of fairseq's with
+            `input0/dict.txt` and `label/dict.txt`; relative to the model if it begins with a dot.
         dtype: of the parameters and of the computation: "float32", "bfloat16" or "float16".
         device: "cpu", "gpu", "gpu:1", ... or a `jax.Device`; jax's default if None.
         max_tokens: bound on the padded source tokens of a batch.
         batch_size: bound on the sentences of a batch that is generated from.
+        max_positions: longer position tables; see `checkpoint.resize.extend_positions`.
+        new_symbols: names of symbols to add to the vocabulary, before `<mask>`; their embeddings
+            are drawn at random, the same ones every time.
+        revision, cache_dir, force_reload, local_files_only: see `bart_hk.zoo.locate`.
         **overrides: fields of `BARTConfig` that do not change a shape, such as `dropout=0.3`.
 
     Raises:
         FileNotFoundError: no such model, or its tokenizer's files are missing.
-        ValueError: a file is damaged, or weights, config and vocabulary do not fit.
+        ConnectionError: it could not be downloaded.
+        ValueError: a file is damaged (CheckpointError), or weights, config and vocabulary do not
+            fit.
         TypeError: an override is not a field of `BARTConfig`.
     """
-    if checkpoint_file != "model.pt":
-        raise ValueError(
-            f"checkpoint_file={checkpoint_file!r}: fairseq's .pt files are not read yet; give a "
-            "directory with config.json and model.safetensors"
-        )
     device = resolve_device(device)  # a misspelt device must not cost a load
     dtype = resolve_dtype(dtype)
-    directory = zoo.locate(name_or_path)
-    model = read_model(directory)
-    config = model.config.replace(**overrides)
-    data = str(data_name_or_path)
-    text = TextEncoder.load(directory / data if data.startswith(".") else data)
-    text = text.fit(config.vocab_size)
-    if config.unk_token_id is None:  # config.json has no place for it
-        config = config.replace(unk_token_id=text.dictionary.unk_index)
+    members, text = open_model(
+        name_or_path,
+        checkpoint_file,
+        data_name_or_path,
+        max_positions=max_positions,
+        new_symbols=new_symbols,
+        overrides=overrides,
+        place=placing(dtype, device),
+        revision=revision,
+        cache_dir=cache_dir,
+        force_reload=force_reload,
+        local_files_only=local_files_only,
+    )
+    model, *others = members
     return BARTHubInterface(
-        config,
+        model.config,
         model.params,
         text,
         model.heads,
+        others=[(other.config, other.params) for other in others],
         extras=model.extras,
         dtype=dtype,
         device=device,

@@ -298,7 +298,7 @@ class BARTHubInterface(LoadedBART):
 
         def search(rows: list[np.ndarray]) -> list[list[dict[str, Any]]]:
             return self._engine()[2].generate(
-                self._params,
+                self._generating_params,
                 rows,
                 options,
                 attention=attention,
@@ -382,7 +382,7 @@ class BARTHubInterface(LoadedBART):
             return self.encode(sentence)
 
         def search(rows: list[np.ndarray]) -> list[list[dict[str, Any]]]:
-            found = self._engine()[2].score(self._params, rows, rows)
+            found = self._engine()[2].score(self._generating_params, rows, rows)
             return [[hypothesis] for hypothesis in found]
 
         rows = [ids(sentence) for sentence in sentences]

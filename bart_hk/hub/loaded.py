@@ -19,7 +19,7 @@ from bart_hk.compilation import use_persistent_cache
 from bart_hk.config import BARTConfig
 from bart_hk.generation.generator import Generator
 from bart_hk.hub.features import FeatureExtractor
-from bart_hk.model import BART, ClassificationHead, Params, sentence_representation
+from bart_hk.model import BART, ClassificationHead, Ensemble, Params, sentence_representation
 from bart_hk.tasks import losses
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,11 @@ def resolve_device(name: Any) -> jax.Device | None:
         raise ValueError(f"device={name!r} is not there; jax sees: {known}") from None
 
 
+def placing(dtype: np.dtype, device: jax.Device | None) -> Callable[[Any], jax.Array]:
+    """What puts an array on `device` in `dtype`."""
+    return lambda array: jax.device_put(jnp.asarray(array).astype(dtype), device)
+
+
 class LoadedBART:
     """Parameters, heads and compiled functions, on one device and in one dtype.
 
@@ -73,19 +78,26 @@ class LoadedBART:
         params: Params,
         heads: Mapping[str, HeadFiles] | None = None,
         *,
+        others: Sequence[tuple[BARTConfig, Params]] = (),
         extras: Mapping[str, Any] | None = None,
         dtype: Any = "float32",
         device: Any = None,
     ) -> None:
-        """From host arrays; see `bart_hk.load` for `dtype` and `device`."""
+        """From arrays; see `bart_hk.load` for `dtype` and `device`.
+
+        `others` are more members of an ensemble, which generates and scores with all of them.
+        """
         use_persistent_cache()
-        check_parameters(params, config)
+        for member, tree in ((config, params), *others):
+            check_parameters(tree, member)
         self.config = config
+        self._other_configs = tuple(member for member, _ in others)
         self.training = False
         self.extras = dict(extras or {})
         self._engines: dict[Any, tuple[BART, FeatureExtractor, Generator]] = {}
         self._device, self._dtype = resolve_device(device), resolve_dtype(dtype)
         self._params = self._place(params)
+        self._other_params = [self._place(tree) for _, tree in others]
         self.heads = {
             name: Head(
                 ClassificationHead(config, head.num_classes, head.inner_dim),
@@ -100,19 +112,24 @@ class LoadedBART:
 
     def _place(self, params: Mapping[str, Mapping[str, Any]]) -> Params:
         """`params` on the device, in the dtype."""
+        place = placing(self._dtype, self._device)
         return {
-            path: {
-                name: jax.device_put(jnp.asarray(array).astype(self._dtype), self._device)
-                for name, array in leaves.items()
-            }
+            path: {name: place(array) for name, array in leaves.items()}
             for path, leaves in params.items()
         }
 
     def _engine(self) -> tuple[BART, FeatureExtractor, Generator]:
         if self._dtype not in self._engines:
             bart = BART(self.config, self._dtype)
-            self._engines[self._dtype] = (bart, FeatureExtractor(bart), Generator(bart))
+            others = [BART(config, self._dtype) for config in self._other_configs]
+            generator = Generator(Ensemble((bart, *others)) if others else bart)
+            self._engines[self._dtype] = (bart, FeatureExtractor(bart), generator)
         return self._engines[self._dtype]
+
+    @property
+    def _generating_params(self) -> Any:
+        """What the generator takes: the parameters, or those of every member of an ensemble."""
+        return (self._params, *self._other_params) if self._other_params else self._params
 
     @property
     def model(self) -> BART:
@@ -131,6 +148,7 @@ class LoadedBART:
         except (TypeError, ValueError):
             self._device = resolve_device(target)
         self._params = self._place(self._params)
+        self._other_params = [self._place(params) for params in self._other_params]
         for head in self.heads.values():
             head.params = self._place(head.params)
         return self

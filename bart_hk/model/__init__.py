@@ -1,8 +1,9 @@
 """The network: pure functions over one parameter tree. Haiku lives here and nowhere else."""
 
 from bart_hk.model.bart import BART, Params
+from bart_hk.model.ensemble import Ensemble
 from bart_hk.model.heads import ClassificationHead, sentence_representation
-from bart_hk.model.transformer import Cache, DecoderOutput, EncoderOutput, extend
+from bart_hk.model.transformer import Cache, DecoderOutput, EncoderOutput
 
 __all__ = [
     "BART",
@@ -10,7 +11,7 @@ __all__ = [
     "ClassificationHead",
     "DecoderOutput",
     "EncoderOutput",
+    "Ensemble",
     "Params",
-    "extend",
     "sentence_representation",
 ]

@@ -18,6 +18,7 @@ from bart_hk.model.transformer import (
     Encoder,
     EncoderOutput,
     Options,
+    extend,
 )
 
 # Haiku's two-level tree: module path -> parameter name -> array.
@@ -174,6 +175,11 @@ class BART:
         return self._transformed.apply.start(
             params, None, source.encoder_out, source.src_mask, beam, length
         )
+
+    @staticmethod
+    def extend(cache: Cache, beam: int, length: int) -> Cache:
+        """`cache` with room for `length` steps of `beam` rows; what it holds stays."""
+        return extend(cache, length, beam)
 
     def step(
         self,

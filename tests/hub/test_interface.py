@@ -10,6 +10,7 @@ import pytest
 
 import bart_hk
 from bart_hk.data.batching import buckets_up_to
+from bart_hk.errors import CheckpointError
 from bart_hk.hub import BARTHubInterface, collate_tokens
 from bart_hk.hub.features import BUCKETS
 from bart_hk.text import TextEncoder
@@ -402,7 +403,7 @@ def test_load_takes_dtype_device_and_config_fields(bart, tmp_path):
         ({"dtype": "int8"}, ValueError, "dtype='int8' is not one of float32, bfloat16, float16"),
         ({"device": "tpu:3"}, ValueError, "device='tpu:3' is not there; jax sees"),
         ({"dropot": 0.1}, TypeError, "no field 'dropot'; did you mean 'dropout'"),
-        ({"checkpoint_file": "checkpoint_best.pt"}, ValueError, "checkpoint_best.pt.*not read yet"),
+        ({"checkpoint_file": "checkpoint_best.pt"}, FileNotFoundError, "holds no checkpoint_best"),
         ({"data_name_or_path": "./nowhere"}, FileNotFoundError, "nowhere"),
     ],
 )
@@ -415,9 +416,13 @@ def test_wrong_arguments_of_load_are_refused(shared, tmp_path, arguments, error,
 def test_models_that_are_not_there_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no model 'bart.huge': there is no directory"):
         bart_hk.load("bart.huge")
-    (tmp_path / "model.pt").write_bytes(b"")
-    with pytest.raises(ValueError, match="model.pt is a file; give the directory"):
-        bart_hk.load(tmp_path / "model.pt")
+    with pytest.raises(FileNotFoundError, match="neither config.json .* nor model.pt"):
+        bart_hk.load(tmp_path)
+    (tmp_path / "other.pt").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match="name one of its checkpoints.*: other.pt"):
+        bart_hk.load(tmp_path)
+    with pytest.raises(CheckpointError, match="other.pt"):
+        bart_hk.load(tmp_path / "other.pt")
 
 
 def test_missing_tokenizer_files_are_named(shared, tmp_path):

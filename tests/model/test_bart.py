@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bart_hk.config import BARTConfig, architecture
-from bart_hk.model import BART, ClassificationHead, extend, sentence_representation
+from bart_hk.model import BART, ClassificationHead, sentence_representation
 from tests.parameters import random_params
 
 TINY = BARTConfig(
@@ -147,7 +147,7 @@ def test_steps_equal_teacher_forcing_whatever_beams_descend_from(name):
     take = np.arange(batch)[:, None]
     for t in range(length):
         if t == 4:
-            cache = extend(cache, length, beam)  # room is made as it is needed
+            cache = bart.extend(cache, beam, length)  # room is made as it is needed
         # Every beam goes on from a beam drawn at random, so slots are shared and abandoned.
         parents = rng.integers(0, beam, (batch, beam))
         history, ancestors = history[take, parents], ancestors[take, parents]

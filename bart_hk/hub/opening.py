@@ -1,0 +1,152 @@
+"""From what a user names to a model's files and its tokenizer, whatever format they are in."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bart_hk import zoo
+from bart_hk.checkpoint import resize
+from bart_hk.checkpoint.fairseq_file import (
+    CHECKPOINT,
+    checkpoint_paths,
+    fit_dictionary,
+    name_labels,
+    read_fairseq,
+)
+from bart_hk.checkpoint.huggingface import CONFIG, read_model
+from bart_hk.checkpoint.model_files import ModelFiles
+from bart_hk.errors import CheckpointError
+from bart_hk.text import TextEncoder
+from bart_hk.text.fairseq_folder import read_labels
+
+Place = Callable[[np.ndarray], Any]
+
+
+class Opened(NamedTuple):
+    """The files of a model: of one, or of the members of an ensemble, which share a tokenizer."""
+
+    members: list[ModelFiles]
+    text: TextEncoder
+
+
+def open_model(
+    name_or_path: str | os.PathLike,
+    checkpoint_file: str = CHECKPOINT,
+    data_name_or_path: str | os.PathLike = ".",
+    *,
+    max_positions: int | None = None,
+    new_symbols: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+    place: Place | None = None,
+    **where: Any,
+) -> Opened:
+    """Finds, reads and checks a model and its tokenizer; see `bart_hk.load` for the arguments.
+
+    Args:
+        overrides: fields of `BARTConfig`.
+        place: what becomes of each tensor as soon as it is read, if nothing is to be resized; so
+            that a model on its way to a device is never in memory twice.
+        **where: `revision`, `cache_dir`, `force_reload`, `local_files_only` of `zoo.locate`.
+    """
+    if max_positions is not None or new_symbols:
+        place = None
+    directory, paths = _find(name_or_path, checkpoint_file, where)
+    data = directory
+    if os.fspath(data_name_or_path) != ".":
+        data = _data_folder(directory, data_name_or_path, where)
+    if paths is None:
+        members = [_read_huggingface(directory, overrides or {}, place)]
+        text = TextEncoder.load(data).fit(members[0].config.vocab_size)
+    else:
+        members = [read_fairseq(path, overrides=overrides) for path in paths]
+        text = _dictionary_of(members, directory, data, paths)
+    _check_ensemble(members, paths or [])
+    for model in members:
+        if model.config.unk_token_id is None:  # config.json has no place for it
+            model.config = model.config.replace(unk_token_id=text.dictionary.unk_index)
+        if max_positions is not None:
+            model.params, model.config = resize.extend_positions(
+                model.params, model.config, max_positions
+            )
+        if new_symbols:
+            model.params, model.config = resize.insert_symbols(
+                model.params, model.config, len(new_symbols), before=text.mask_id
+            )
+    if new_symbols:
+        text = text.insert_symbols(new_symbols)
+    return Opened(members, text)
+
+
+def _find(
+    name_or_path: str | os.PathLike, checkpoint_file: str, where: Mapping[str, Any]
+) -> tuple[Path, list[Path] | None]:
+    """The model's folder; and its fairseq checkpoints, or None where it is in our format."""
+    several = os.fspath(name_or_path).split(os.pathsep)
+    if len(several) > 1 and all(Path(path).is_file() for path in several):
+        return Path(several[0]).parent, [Path(path) for path in several]
+    path = zoo.locate(name_or_path, **where)
+    ours = (path if path.is_dir() else path.parent) / CONFIG
+    if path.is_file():
+        if path.suffix != ".pt" and ours.is_file():  # its model.safetensors or pytorch_model.bin
+            return path.parent, None
+        return path.parent, [path]
+    if checkpoint_file == CHECKPOINT and ours.is_file():
+        return path, None
+    if checkpoint_file == CHECKPOINT and not (path / CHECKPOINT).is_file():
+        there = ", ".join(sorted(file.name for file in path.glob("*.pt")))
+        hint = f"; name one of its checkpoints with checkpoint_file=...: {there}" if there else ""
+        raise FileNotFoundError(
+            f"no model in {path}: it holds neither {CONFIG} (Hugging Face's format and ours) nor "
+            f"{CHECKPOINT} (fairseq's){hint}"
+        )
+    return path, checkpoint_paths(path, checkpoint_file)
+
+
+def _data_folder(directory: Path, name: str | os.PathLike, where: Mapping[str, Any]) -> Path:
+    """Where the tokenizer's files are; as in fairseq relative to the model if it begins with '.'"""
+    if os.fspath(name).startswith("."):
+        return directory / name
+    return zoo.locate(name, **{key: value for key, value in where.items() if key != "revision"})
+
+
+def _read_huggingface(
+    directory: Path, overrides: Mapping[str, Any], place: Place | None
+) -> ModelFiles:
+    model = read_model(directory, place=place)
+    model.config = model.config.replace(**overrides)
+    return model
+
+
+def _dictionary_of(
+    members: list[ModelFiles], directory: Path, data: Path, paths: Sequence[Path]
+) -> TextEncoder:
+    """The tokenizer of fairseq checkpoints, to which they are fitted; labels get their names."""
+    first = members[0]
+    text = TextEncoder.load(data, first.extras.get("langs", []), bpe_directory=directory)
+    size, labels = len(text.dictionary), read_labels(data)
+    for i, (model, path) in enumerate(zip(members, paths, strict=True)):
+        if labels is not None:
+            name_labels(model, labels)
+        try:
+            if size > model.config.vocab_size + 1:  # more languages than the model knows, perhaps
+                members[i] = model = fit_dictionary(model, size)
+            text = text.fit(model.config.vocab_size, exact=True)
+        except ValueError as error:
+            raise CheckpointError(f"{path} and the dictionary in {data}: {error}") from None
+    return text
+
+
+def _check_ensemble(members: Sequence[ModelFiles], paths: Sequence[Path]) -> None:
+    """Members of an ensemble may differ in size, but must speak of the same ids."""
+    names = ("vocab_size", *(n for n in vars(members[0].config) if n.endswith("_token_id")))
+    for model, path in zip(members[1:], paths[1:], strict=True):
+        for name in names:
+            one, other = getattr(members[0].config, name), getattr(model.config, name)
+            if one != other:
+                raise ValueError(
+                    f"{paths[0]} and {path} make no ensemble: {name} is {one} in the first and "
+                    f"{other} in the second"
+                )

@@ -1,0 +1,174 @@
+"""`bart_hk.load` of fairseq's folders, archives and ensembles, and of models that are resized."""
+
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bart_hk
+from bart_hk.checkpoint.fairseq_file import write_fairseq
+from bart_hk.checkpoint.model_files import HeadFiles
+from bart_hk.config import BARTConfig
+from bart_hk.errors import CheckpointError
+from bart_hk.hub.opening import open_model
+from bart_hk.text import TextEncoder
+from tests.parameters import random_params
+
+SIZES = {
+    "encoder_embed_dim": 16,
+    "encoder_ffn_embed_dim": 24,
+    "encoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_ffn_embed_dim": 24,
+    "decoder_layers": 1,
+    "decoder_attention_heads": 2,
+    "max_source_positions": 32,
+    "max_target_positions": 32,
+}
+TEXT = TextEncoder.gpt2()
+CONFIG = BARTConfig(vocab_size=len(TEXT.dictionary), **SIZES)
+
+
+def head(classes: int) -> HeadFiles:
+    rng = np.random.default_rng(3)
+    shapes = {"dense": (16, 16), "out_proj": (16, classes)}
+    params = {
+        name: {"w": rng.standard_normal(shape, np.float32), "b": np.zeros(shape[1], np.float32)}
+        for name, shape in shapes.items()
+    }
+    return HeadFiles(params, [f"class{i}" for i in range(classes)])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A fairseq folder with two checkpoints, of which the first has a head."""
+    path = tmp_path_factory.mktemp("fairseq")
+    write_fairseq(path, CONFIG, random_params(CONFIG, seed=1), {"mood": head(3)}, TEXT)
+    other = path / "other"
+    write_fairseq(other, CONFIG, random_params(CONFIG, seed=2), text=TEXT)
+    (other / "model.pt").rename(path / "second.pt")
+    shutil.rmtree(other)
+    return path
+
+
+def test_a_fairseq_folder_its_checkpoint_and_its_archive_are_one_model(folder, tmp_path):
+    archive = tmp_path / "some.model.tar.gz"
+    with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
+        for name in ("model.pt", "dict.txt", "label/dict.txt"):
+            tar.add(folder / name, f"some.model/{name}")
+    models = [
+        open_model(folder),
+        open_model(folder / "model.pt"),
+        open_model(archive, cache_dir=tmp_path / "cache"),
+    ]
+    expected = random_params(CONFIG, seed=1)
+    for (model,), text in models:
+        assert model.config == CONFIG
+        assert text.encode("Hello world!") == TEXT.encode("Hello world!")
+        assert model.heads["mood"].labels == ["class0", "class1", "class2"]
+        for path, leaves in expected.items():
+            for name, array in leaves.items():
+                np.testing.assert_array_equal(model.params[path][name], array)
+
+
+def test_an_ensemble_has_the_mean_of_its_members_probabilities(folder):
+    members = [bart_hk.load(folder, name) for name in ("model.pt", "second.pt")]
+    both = bart_hk.load(folder, "model.pt:second.pt")
+    by_path = open_model(f"{folder / 'model.pt'}:{folder / 'second.pt'}")
+    assert len(by_path.members) == 2
+    sentence = "Hello world!"
+    apart = [np.exp(bart.score([sentence])[0]["positional_scores"]) for bart in members]
+    expected = np.log(np.mean(apart, axis=0))
+    (found,) = both.score([sentence])
+    np.testing.assert_allclose(found["positional_scores"], expected, atol=1e-5)
+    row = both.encode(sentence)
+    options = {"beam": 2, "max_len_b": 40, "max_len_a": 0}
+    (best, _) = both.generate(row, **options)
+    assert len(best["tokens"]) > 1
+    # What a search says of its result is what scoring it says; with room to grow, too.
+    alone = [bart.generate(row, **options)[0]["tokens"].tolist() for bart in members]
+    assert best["tokens"].tolist() not in alone
+    engine = both._engine()[2]
+    target = np.asarray(best["tokens"])
+    (again,) = engine.score(both._generating_params, [np.asarray(row)], [target])
+    np.testing.assert_allclose(again["positional_scores"], best["positional_scores"], atol=1e-4)
+    np.testing.assert_allclose(again["attention"], best["attention"], atol=1e-5)
+
+
+def test_the_temperature_of_an_ensemble_is_its_members(folder):
+    both = bart_hk.load(folder, "model.pt:second.pt")
+    row = np.asarray(both.encode("Hello"))
+    (found,) = both.generate(row, beam=1, temperature=2.0, max_len_a=0, max_len_b=2)
+    engine, params = both._engine()[2], both._generating_params
+    target, prev = found["tokens"], np.append(2, found["tokens"][:-1]).astype(np.int32)
+    log_probs = []
+    for bart, tree in zip(engine.bart.members, params, strict=True):
+        decoded = bart.decode(tree, prev[None], bart.encode(tree, row[None]))
+        logits = np.asarray(bart.project(tree, decoded.features), np.float64)[0] / 2.0
+        log_probs.append(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
+    mean = np.log(np.mean(np.exp(log_probs), axis=0))
+    expected = mean[np.arange(len(target)), target]
+    np.testing.assert_allclose(found["positional_scores"], expected, atol=1e-4)
+
+
+def test_members_that_speak_of_other_ids_make_no_ensemble(folder, tmp_path):
+    for name in ("model.pt", "dict.txt"):
+        shutil.copy(folder / name, tmp_path)
+    smaller = CONFIG.replace(vocab_size=CONFIG.vocab_size - 1)
+    write_fairseq(
+        tmp_path / "x", smaller, random_params(smaller), text=TEXT.fit(smaller.vocab_size)
+    )
+    (tmp_path / "x" / "model.pt").rename(tmp_path / "b.pt")
+    with pytest.raises(ValueError, match=r"b\.pt make no ensemble: vocab_size is 50265 .* 50264"):
+        open_model(tmp_path, "model.pt:b.pt")
+
+
+def test_positions_and_symbols_are_added_on_request(folder):
+    (model,), text = open_model(folder, max_positions=50, new_symbols=["[xx]", "[yy]"])
+    mask = CONFIG.vocab_size - 1
+    assert (model.config.max_source_positions, model.config.vocab_size) == (50, mask + 3)
+    assert [text.dictionary.index(s) for s in ("[xx]", "[yy]", "<mask>")] == [
+        mask,
+        mask + 1,
+        mask + 2,
+    ]
+    table = random_params(CONFIG, seed=1)["embed_tokens"]["embeddings"]
+    np.testing.assert_array_equal(model.params["embed_tokens"]["embeddings"][mask + 2], table[mask])
+    bart = bart_hk.load(folder, max_positions=50, new_symbols=["[xx]"])
+    assert bart.extract_features([0] + [5] * 45 + [2]).shape == (1, 47, 16)
+
+
+def test_a_data_folder_gives_dictionary_and_label_names(folder, tmp_path):
+    data = tmp_path / "data-bin"
+    (data / "input0").mkdir(parents=True)
+    (data / "label").mkdir()
+    shutil.copy(folder / "dict.txt", data / "input0")
+    (data / "label" / "dict.txt").write_text("bad 3\nfine 2\nsuperb 1\nmadeupword0000 0\n")
+    (tmp_path / "model").mkdir()
+    plain = HeadFiles(head(3).params)
+    write_fairseq(
+        tmp_path / "model",
+        CONFIG,
+        random_params(CONFIG),
+        {"sentence_classification_head": plain},
+        TEXT,
+    )
+    (tmp_path / "model" / "dict.txt").unlink()
+    with pytest.raises(FileNotFoundError, match="no dictionary in .*data_name_or_path"):
+        open_model(tmp_path / "model")
+    bart = bart_hk.load(tmp_path / "model", data_name_or_path=str(data))
+    assert bart.heads["sentence_classification_head"].labels == ["bad", "fine", "superb"]
+    assert bart.classify("a film", head="sentence_classification_head")[0] in (
+        "bad",
+        "fine",
+        "superb",
+    )
+
+
+def test_a_dictionary_of_another_layout_is_refused_with_both_sizes(folder, tmp_path):
+    shutil.copy(folder / "model.pt", tmp_path)
+    TextEncoder.gpt2("bart.base").save_fairseq(tmp_path)
+    with pytest.raises(CheckpointError, match=r"51201 symbols.*50265.*bart\.large's own archive"):
+        open_model(tmp_path)
