@@ -149,7 +149,7 @@ def _extras(settings: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
     """What fairseq called the model, and the languages that its task adds to the dictionary."""
     about = {
         name: settings[name]
-        for name in ("arch", "task", "source_lang", "target_lang")
+        for name in ("arch", "task", "source_lang", "target_lang", "classification_head_name")
         if isinstance(settings.get(name), str)
     }
     extras: dict[str, Any] = {"fairseq": about} if about else {}
@@ -186,11 +186,11 @@ def name_labels(model: ModelFiles, labels: Sequence[str]) -> None:
 
     A head that has names keeps them. Where the numbers differ, a warning says so.
     """
-    name = TASK_HEAD if TASK_HEAD in model.heads or not model.heads else next(iter(model.heads))
+    name = model.extras.get("fairseq", {}).get("classification_head_name", TASK_HEAD)
+    if name not in model.heads and len(model.heads) == 1:
+        (name,) = model.heads
     head = model.heads.get(name)
     if head is None or head.labels is not None or head.regression:
-        return
-    if TASK_HEAD != name and len(model.heads) > 1:
         return
     if len(labels) == head.num_classes:
         head.labels = list(labels)
