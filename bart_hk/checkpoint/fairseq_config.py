@@ -91,10 +91,12 @@ def settings_of(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
 def layers_to_keep(settings: Mapping[str, Any], side: str) -> list[int] | None:
     """The layers of a side that fairseq keeps while it loads; None for all of them."""
     kept = settings.get(f"{side}_layers_to_keep")
-    if not kept:
+    if kept is None or _same_value(kept, ""):
         return None
     if not isinstance(kept, str) or not re.fullmatch(r"\d+(,\d+)*", kept):
-        raise ValueError(f"{side}_layers_to_keep={kept!r} is no list of layers such as '0,2,4'")
+        raise ValueError(
+            f"{side}_layers_to_keep={_shown(kept)} is no list of layers such as '0,2,4'"
+        )
     return [int(layer) for layer in kept.split(",")]
 
 
@@ -131,11 +133,11 @@ def config_from_fairseq(
         found = sizes.get(name)
         by_user = name in overrides
         # A table's length is what counts for positions; training may have used less of it.
-        if found is None or stated is None or stated == found:
+        if found is None or stated is None or _same_value(stated, found):
             continue
         if by_user or name not in ("vocab_size", "max_source_positions", "max_target_positions"):
             what = "was asked for" if by_user else "is what the arguments say"
-            raise ValueError(f"{name}={stated!r} {what}, but the weights have {found}")
+            raise ValueError(f"{name}={_shown(stated)} {what}, but the weights have {found}")
     values = {**values, **{name: v for name, v in overrides.items() if name not in sizes}, **sizes}
     return base.replace(**values)
 
@@ -144,27 +146,39 @@ def _architecture(name: Any) -> BARTConfig:
     """The defaults of an architecture; ValueError unless it is a BART's."""
     if name is None:
         return BARTConfig()
-    found = ARCHITECTURES.get(_ALIASES.get(str(name), str(name)))
+    found = ARCHITECTURES.get(_ALIASES.get(name, name)) if isinstance(name, str) else None
     if found is None:
         known = ", ".join(ARCHITECTURES)
         raise ValueError(
-            f"the architecture {str(name)!r} is not a BART (known are {known}); if it is one under "
-            "a name of its own, say which defaults it has: arch='bart_large'"
+            f"the architecture {_shown(name)} is not a BART (known are {known}); if it is one "
+            "under a name of its own, say which defaults it has: arch='bart_large'"
         )
     return found
 
 
 def _check_kind(settings: Mapping[str, Any]) -> None:
     for name, neutral in _NEUTRAL.items():
-        if name in settings and settings[name] not in neutral:
-            raise ValueError(f"{name}={settings[name]!r} is an option that no BART here can have")
+        if name in settings and not any(_same_value(settings[name], n) for n in neutral):
+            value = _shown(settings[name])
+            raise ValueError(f"{name}={value} is an option that no BART here can have")
     width = settings.get("encoder_embed_dim")
     for name in ("decoder_embed_dim", "decoder_input_dim", "decoder_output_dim"):
         other = settings.get(name)
-        if None not in (width, other) and width != other:
+        if width is not None and other is not None and not _same_value(width, other):
             raise ValueError(
-                f"{name}={other!r} differs from encoder_embed_dim={width!r}: a BART has one width"
+                f"{name}={_shown(other)} differs from encoder_embed_dim={_shown(width)}: a BART "
+                "has one width"
             )
+
+
+def _shown(value: Any) -> str:
+    """A value of a file, of which nothing is known, in a message."""
+    plain = value is None or isinstance(value, str | int | float)
+    return repr(value)[:80] if plain else f"a {type(value).__name__}"
+
+
+def _same_value(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and one == other
 
 
 def _said(settings: Mapping[str, Any], base: BARTConfig) -> dict[str, Any]:
@@ -175,15 +189,18 @@ def _said(settings: Mapping[str, Any], base: BARTConfig) -> dict[str, Any]:
         if value is None:
             continue
         if isinstance(default, Activation):
-            values[name] = _ACTIVATIONS.get(str(value), str(value))
+            if not isinstance(value, str):
+                raise ValueError(f"{name} is {_shown(value)}, which is no name of a function")
+            values[name] = _ACTIVATIONS.get(value, value)
             continue
         kinds = (int, float) if isinstance(default, float) else (type(default),)
         if type(value) not in kinds:
-            raise ValueError(f"{name} is {value!r}, which is no {kinds[-1].__name__}")
+            raise ValueError(f"{name} is {_shown(value)}, which is no {kinds[-1].__name__}")
         values[name] = type(default)(value)
     # As fairseq: the older name where the newer one is zero, and all tables shared are two shared.
-    if not values.get("activation_dropout") and settings.get("relu_dropout"):
-        values["activation_dropout"] = float(settings["relu_dropout"])
+    older = settings.get("relu_dropout")
+    if not values.get("activation_dropout") and type(older) is float:
+        values["activation_dropout"] = older
     if values.get("share_all_embeddings", base.share_all_embeddings):
         values["share_decoder_input_output_embed"] = True
     return values

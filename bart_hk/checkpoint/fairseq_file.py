@@ -77,7 +77,8 @@ def read_fairseq(
         if dictionary_size is not None:
             model = fit_dictionary(model, dictionary_size)
     except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        reason = " ".join(str(error).split())[:500]  # names in it may come from the file
+        raise CheckpointError(f"{path}: {reason}") from None
     if not isinstance(checkpoint.get("model"), Mapping):
         logger.warning(
             "%s holds tensors without arguments: taken for a BART with %d heads and %s",
@@ -111,7 +112,7 @@ def model_from_checkpoint(
             "config.json beside it, and give the folder"
         )
     if "encoder.embed_tokens.weight" not in tensors:
-        known = ", ".join(str(key)[:40] for key in list(state)[:3])
+        known = ", ".join(files.shown(key) for key in list(state)[:3])
         raise ValueError(f"it is no fairseq BART: there is no encoder.embed_tokens, but {known}")
     tensors = fairseq.upgrade(tensors)
     for side in ("encoder", "decoder"):
@@ -139,7 +140,7 @@ def _ours(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     kept = {
         name: value
         for name, value in (config.items() if isinstance(config, Mapping) else ())
-        if name in _BEYOND and (value is None or type(value) in (int, str))
+        if name in _BEYOND and (value is None or type(value) is _BEYOND[name])
     }
     rest = {key: ours[key] for key in ("heads", "extras") if isinstance(ours.get(key), Mapping)}
     return {"config": kept, **rest}
@@ -252,14 +253,14 @@ def checkpoint_paths(directory: str | Path, checkpoint_file: str = CHECKPOINT) -
 # --- Writing --------------------------------------------------------------------------------------
 
 # What fairseq's arguments cannot express, or express otherwise.
-_BEYOND = (
-    "decoder_start_token_id",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "unk_token_id",
-    "activation_fn",
-    "pooler_activation_fn",
-)
+_BEYOND = {
+    "decoder_start_token_id": int,
+    "forced_bos_token_id": int,
+    "forced_eos_token_id": int,
+    "unk_token_id": int,
+    "activation_fn": str,
+    "pooler_activation_fn": str,
+}
 
 
 def write_fairseq(
