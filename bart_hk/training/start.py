@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bart_hk import zoo
-from bart_hk.checkpoint.huggingface import read_model
 from bart_hk.config import DROPOUT_RATES, BARTConfig
+from bart_hk.hub.opening import open_model
 from bart_hk.model import BART
 from bart_hk.tasks import Task, Tree
 from bart_hk.tasks.sentence_prediction import SentencePrediction
@@ -52,9 +51,10 @@ def start(config: TrainConfig, task: Task, key: jax.Array) -> Start:
                 "task.tokenizer and task.vocab_size are for training from scratch; "
                 f"checkpoint.restore_file={restore} brings its own tokenizer"
             )
-        directory = zoo.locate(restore)
-        files = read_model(directory, dtype="float32")
-        encoder = TextEncoder.load(directory).fit(files.config.vocab_size)
+        members, encoder = open_model(restore)
+        if len(members) > 1:
+            raise ConfigError(f"checkpoint.restore_file={restore} names {len(members)} models")
+        (files,) = members
         bart = BART(files.config.replace(**rates), dtype)
         params, heads = files.params, files.heads
     else:

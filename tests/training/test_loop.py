@@ -139,7 +139,7 @@ def test_regression_on_pairs(configured, tmp_path):
         "task": {"data": None, "train": str(tmp_path / "pairs.tsv")}
         | {"valid": str(tmp_path / "pairs.tsv")},
         "criterion": {"regression_target": True, "report_pearson_and_spearman": True},
-        "optimization": {"max_epoch": 30},
+        "optimization": {"max_epoch": 40},
     }
     result = train(configured(tmp_path / "run", **changes))
     assert result.valid["pearson"] > 95 and result.valid["spearman"] > 95

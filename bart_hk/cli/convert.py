@@ -1,0 +1,157 @@
+"""`bart-hk-convert`: any BART that can be read, in the format of your choice.
+
+bart-hk-convert bart.large.mnli OUT --to hf --head mnli
+bart-hk-convert facebook/bart-base OUT --to fairseq
+"""
+
+import argparse
+import contextlib
+import logging
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bart_hk.checkpoint.fairseq_file import CHECKPOINT, write_fairseq
+from bart_hk.checkpoint.huggingface import transformers_lacks, write_model
+from bart_hk.checkpoint.model_files import ModelFiles
+from bart_hk.checkpoint.weights import float_dtype
+from bart_hk.hub.opening import open_model
+from bart_hk.text import TextEncoder
+
+_FORMATS = {
+    "hf": "config.json, model.safetensors and tokenizer files that transformers opens",
+    "fairseq": "model.pt and dict.txt that fairseq opens",
+    "native": "as hf, and what transformers has no word for as well (bart_hk.load opens both)",
+}
+_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def convert(
+    source: str,
+    destination: str | Path,
+    to: str,
+    *,
+    dtype: str | None = None,
+    head: str | None = None,
+    checkpoint_file: str = CHECKPOINT,
+    data: str = ".",
+    **where: Any,
+) -> None:
+    """Reads `source` as `bart_hk.load` does and writes the new folder `destination`.
+
+    The folder appears under its name when it is complete.
+
+    Args:
+        to: "hf", "fairseq" or "native".
+        dtype: of the written tensors, such as "float16"; as stored by default.
+        head: for transformers, which has one unnamed head: the one that it gets.
+        checkpoint_file, data, where: as for `open_model`.
+
+    Raises:
+        FileExistsError: `destination` is there and not empty.
+        ValueError: the format cannot express the model, or as for `open_model`.
+    """
+    destination = Path(destination)
+    _check_free(destination)
+    if head is not None and to == "fairseq":
+        raise ValueError(f"--head {head} is for --to hf: fairseq's checkpoints hold every head")
+    members, text = open_model(source, checkpoint_file, data, **where)
+    if len(members) > 1:
+        raise ValueError(f"{source} is an ensemble of {len(members)}: convert them one by one")
+    (model,) = members
+    if to == "hf" and (lacking := transformers_lacks(model.config)):
+        values = ", ".join(f"{name}={getattr(model.config, name)}" for name in lacking)
+        raise ValueError(f"transformers has no BART with {values}; write it with --to native")
+    if dtype is not None:
+        _cast(model, float_dtype(dtype))
+    with _appearing(destination) as folder:
+        _WRITERS[to](folder, model, text, head)
+
+
+def _check_free(destination: Path) -> None:
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise FileExistsError(f"{destination} is there already; name a folder that is not")
+
+
+def _cast(model: ModelFiles, dtype: np.dtype) -> None:
+    for tree in (model.params, *(head.params for head in model.heads.values())):
+        for leaves in tree.values():
+            for name, array in leaves.items():
+                leaves[name] = np.asarray(array).astype(dtype, copy=False)
+
+
+def _write_huggingface(
+    folder: Path, model: ModelFiles, text: TextEncoder, head: str | None
+) -> None:
+    longest = min(model.config.max_source_positions, model.config.max_target_positions)
+    write_model(
+        folder,
+        model.config,
+        model.params,
+        model.heads,
+        model.extras,
+        head=head,
+        also=lambda staging: text.save(staging, longest),
+    )
+
+
+def _write_fairseq(folder: Path, model: ModelFiles, text: TextEncoder, head: str | None) -> None:
+    write_fairseq(folder, model.config, model.params, model.heads, text, extras=model.extras)
+
+
+_WRITERS: dict[str, Callable[[Path, ModelFiles, TextEncoder, str | None], None]] = {
+    "hf": _write_huggingface,
+    "native": _write_huggingface,
+    "fairseq": _write_fairseq,
+}
+
+
+@contextlib.contextmanager
+def _appearing(destination: Path) -> Iterator[Path]:
+    """A folder that gets the name `destination` when the block ends, and is gone if it fails."""
+    destination = destination.absolute()
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+    try:
+        scratch.chmod(0o755)  # mkdtemp's own is for its user alone
+        yield scratch
+        scratch.replace(destination)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; gives its exit code: 0, or 2 with one line on standard error."""
+    summary, _, examples = (__doc__ or "").partition("\n\n")
+    formats = "\n".join(f"  {name:8} {about}" for name, about in _FORMATS.items())
+    parser = argparse.ArgumentParser(
+        prog="bart-hk-convert",
+        description=summary,
+        epilog=f"formats:\n{formats}\n\nexamples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", help="what bart_hk.load takes: a folder, file, name, address")
+    parser.add_argument("destination", help="the folder to write, which must be new")
+    parser.add_argument("--to", choices=_FORMATS, required=True)
+    parser.add_argument("--dtype", choices=_DTYPES, help="of the tensors; as stored by default")
+    parser.add_argument("--head", help="the head that transformers gets")
+    parser.add_argument("--checkpoint-file", default=CHECKPOINT, help="of a fairseq folder")
+    parser.add_argument("--data", default=".", metavar="DIR", help="where the dictionary is")
+    parser.add_argument("--revision", help="of a repository of Hugging Face's hub")
+    parser.add_argument("--cache-dir", help="where downloads and unpacked archives are kept")
+    parser.add_argument("--local-files-only", action="store_true", help="download nothing")
+    arguments = vars(parser.parse_args(argv))
+    if arguments["dtype"]:
+        arguments["dtype"] = _DTYPES[arguments["dtype"]]
+    logging.basicConfig(format="%(message)s")
+    try:
+        convert(arguments.pop("source"), arguments.pop("destination"), **arguments)
+    except (OSError, ValueError) as error:
+        print(f"bart-hk-convert: {error}", file=sys.stderr)
+        return 2
+    return 0
