@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import bart_hk
+from bart_hk.zoo import names
 from tests.hub.conftest import shared, text, tiny_params  # noqa: F401
 from tests.hub.test_fairseq_examples import as_wide_as_large, run
+from tests.zoo.conftest import server  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,10 +37,23 @@ def test_list_and_help_from_the_cache(model, tmp_path, monkeypatch):
     shutil.copytree(ROOT, cached, ignore=ignore)
     with contextlib.redirect_stderr(io.StringIO()):
         known = {"skip_validation": True, "trust_repo": True}
-        assert "bart" in torch.hub.list("somebody/bart_hk:main", **known)
+        listed = set(torch.hub.list("somebody/bart_hk:main", **known))
+        assert {"bart", "bart.large.cnn", "bart_large_cnn"} <= listed
+        about = torch.hub.help("somebody/bart_hk:main", "bart.base", **known)
+        assert "140M parameters" in about
         assert "dtype" in torch.hub.help("somebody/bart_hk:main", "bart", **known)
         bart = torch.hub.load("somebody/bart_hk:main", "bart", model, **known)
     assert bart.encode("a").tolist() == [0, 102, 2]
+
+
+@pytest.mark.parametrize("entry", ["bart.base", "bart_base"])
+def test_fairseqs_names(entry, model, server, tmp_path, monkeypatch):  # noqa: F811
+    archive = shutil.make_archive(str(tmp_path / "archive"), "gztar", model)
+    server.files["/bart.base.tar.gz"] = Path(archive).read_bytes()
+    monkeypatch.setitem(names.ARCHIVES, "bart.base", server.url("/bart.base.tar.gz"))
+    bart = torch.hub.load(str(ROOT), entry, source="local", cache_dir=tmp_path / "cache")
+    assert bart.encode("a").tolist() == [0, 102, 2]
+    assert len(server.asked) == 1
 
 
 def test_functions_of_torch_take_results(shared):  # noqa: F811

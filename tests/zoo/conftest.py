@@ -1,7 +1,13 @@
-"""A server, and archives of a small model's files."""
+"""A server, archives of a small model's files, and disks that are full or read-only."""
 
+import contextlib
+import importlib
 import io
+import os
+import resource
+import shutil
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +22,10 @@ MODEL = {
     "dict.txt": b"15496 10\n995 9\n",
     "NOTE": b"a model",
 }
+
+# What zoo imports when it needs it.
+LAZY = ("bart_hk.zoo.download", "bart_hk.zoo.repositories", "filelock", "tqdm.auto")
+LAZY += ("huggingface_hub.errors", "huggingface_hub._snapshot_download")
 
 
 def tar_bytes(files: dict[str, bytes], mode: str = "w:gz", top: str = "bart.tiny/") -> bytes:
@@ -62,3 +72,43 @@ def own_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("TORCH_HOME", str(home / "torch"))
     return home
+
+
+@contextlib.contextmanager
+def small_disk(limit: int) -> Iterator[None]:
+    """No file can be longer than so many bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.fixture
+def read_only() -> Iterator[Path]:
+    """A folder for `as_nobody`, outside of pytest's, which nobody else may enter."""
+    folder = Path(tempfile.mkdtemp(prefix="read-only-"))
+    folder.chmod(0o755)
+    yield folder
+    folder.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def as_nobody(folder: Path) -> Iterator[None]:
+    """Nothing in `folder` can be written; root, who could, is put into the shoes of nobody."""
+    for module in LAZY:  # nobody may not be able to read them
+        importlib.import_module(module)
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    if os.geteuid() != 0:
+        yield
+    else:
+        os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o755 if path.is_dir() else 0o644)

@@ -1,18 +1,15 @@
 """`locate`: the cache, several processes at once, no network, no space, no permission."""
 
-import contextlib
 import errno
 import functools
 import gzip
 import hashlib
 import os
-import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +18,7 @@ from bart_hk import zoo
 from bart_hk.errors import CheckpointError
 from bart_hk.zoo import cache, names
 from tests.zoo import server as servers
-from tests.zoo.conftest import MODEL, contents, tar_bytes, zip_bytes
+from tests.zoo.conftest import MODEL, as_nobody, contents, small_disk, tar_bytes, zip_bytes
 
 ROOT = Path(__file__).parents[2]
 ARCHIVE = tar_bytes(MODEL)
@@ -404,16 +401,6 @@ def test_a_damaged_entry_is_made_anew(tmp_path, note):
 # --- No space, no permission ----------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def small_disk(limit: int) -> Iterator[None]:
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 @pytest.mark.parametrize("limit", [0, 40_000])
 def test_no_space_while_unpacking(tmp_path, limit):
     (tmp_path / "m.tar.gz").write_bytes(ARCHIVE)
@@ -442,32 +429,6 @@ def test_no_space_for_what_a_server_announces(server, tmp_path):
     url = server.url("/m.tar.gz")
     message = refused(OSError, f"no space in the cache .*{url} needs", url, cache_dir=tmp_path)
     assert "100000000.0 GB" in message
-
-
-@pytest.fixture
-def read_only() -> Iterator[Path]:
-    """A folder that cannot be written to; root is put into the shoes of nobody meanwhile."""
-    folder = Path(tempfile.mkdtemp(prefix="read-only-"))
-    folder.chmod(0o755)
-    yield folder
-    folder.chmod(0o755)
-    shutil.rmtree(folder)
-
-
-@contextlib.contextmanager
-def as_nobody(folder: Path) -> Iterator[None]:
-    for path in [folder, *folder.rglob("*")]:
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    if os.geteuid() != 0:
-        yield
-    else:
-        os.seteuid(65534)
-        try:
-            yield
-        finally:
-            os.seteuid(0)
-    for path in [folder, *folder.rglob("*")]:
-        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 @pytest.mark.parametrize("sub", ["", "deeper"])

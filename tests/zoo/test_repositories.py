@@ -11,7 +11,7 @@ import pytest
 from bart_hk import zoo
 from bart_hk.errors import CheckpointError
 from tests.zoo import hub_server, server
-from tests.zoo.conftest import contents
+from tests.zoo.conftest import as_nobody, contents, small_disk
 from tests.zoo.hub_server import Hub
 
 READ = {
@@ -199,6 +199,34 @@ def test_damaged_on_the_way(hub):
     assert "it was removed, try again" in message
     hub.corrupt = set()
     assert contents(zoo.locate(NAME)) == READ
+
+
+# --- No space, no permission ----------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:Not enough free disk space")
+def test_no_space(hub, tmp_path):
+    with small_disk(40_000):
+        message = refused(OSError, "no space in the cache", cache_dir=tmp_path / "c")
+    assert message.startswith(f"no space in the cache {tmp_path / 'c'} for {NAME}; make room, or ")
+    assert "cache_dir= or $HF_HUB_CACHE" in message
+    assert contents(zoo.locate(NAME, cache_dir=tmp_path / "c")) == READ
+
+
+def test_a_read_only_cache(hub, read_only):
+    with as_nobody(read_only):
+        message = refused(OSError, "cannot be written", cache_dir=read_only / "c")
+    assert message.startswith(f"the cache {read_only / 'c'} cannot be written (Permission denied)")
+    assert "cache_dir= or $HF_HUB_CACHE" in message
+
+
+def test_a_read_only_cache_is_read(hub, read_only):
+    folder = zoo.locate(NAME, cache_dir=read_only)
+    with as_nobody(read_only):
+        assert zoo.locate(NAME, cache_dir=read_only) == folder
+        assert zoo.locate(NAME, cache_dir=read_only, local_files_only=True) == folder
+        hub.repositories[NAME]["main"] = {**READ, "config.json": b"new"}
+        assert contents(zoo.locate(NAME, cache_dir=read_only)) == READ  # it cannot be updated
 
 
 # --- Refusals -------------------------------------------------------------------------------------
