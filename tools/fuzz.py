@@ -41,7 +41,7 @@ SECONDS = 20  # for one file
 MEMORY = 1 << 30  # bytes of address space beyond what the process has before it reads
 BATCH = 500  # files that one process reads, so that a crash is found and attributed
 
-NUMBERS = (0, 1, 2, 7, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, (1 << 63) - 1)
+NUMBERS: tuple[int, ...] = (0, 1, 2, 7, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, (1 << 63) - 1)
 NUMBERS += ((1 << 64) - 1, 1 << 32, 1 << 40)
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 2, 3, 64, 2**31, 2**63, 10**30, 0.5, -1.5, float("nan")),

@@ -154,7 +154,7 @@ def training_checkpoint(cfg: Any, args: Any) -> dict[str, Any]:
 def contents() -> dict[str, Any]:
     """Objects to save, by name; of fairseq's configuration in each of the forms that it has had."""
     config = convert_namespace_to_omegaconf(arguments())
-    plain = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    plain: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
     # fairseq's own enums cannot be pickled, so a configuration that was saved as such had none.
     names = {key: value for key, value in vars(arguments()).items() if key != "encoder_langtok"}
     config = OmegaConf.create({**plain, "model": names})
@@ -178,15 +178,14 @@ def describe(value: Any, storages: dict[int, int] | None = None) -> Any:
     if isinstance(value, torch.Tensor):
         value = value.detach()
         memory = value.untyped_storage().data_ptr()
-        contiguous = value.contiguous()
-        data = contiguous.reshape(-1).view(torch.uint8) if value.numel() else torch.empty(0)
+        flat = torch.empty(value.numel(), dtype=value.dtype).copy_(value.reshape(-1))
         return {
             "tensor": str(value.dtype).removeprefix("torch."),
             "shape": list(value.shape),
             "strides": list(value.stride()),
             "offset": value.storage_offset(),
             "storage": storages.setdefault(memory, len(storages)) if value.numel() else None,
-            "data": data.numpy().tobytes().hex(),
+            "data": flat.view(torch.uint8).numpy().tobytes().hex(),
         }
     if isinstance(value, np.ndarray):
         data = value.tobytes().hex()
