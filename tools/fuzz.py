@@ -6,6 +6,7 @@ exception, a crash, a hang (`SECONDS`) or much memory (`MEMORY`) is a failure, w
 """
 
 import argparse
+import copy
 import gzip
 import io
 import json
@@ -17,6 +18,7 @@ import signal
 import sys
 import tarfile
 import tempfile
+import traceback
 import warnings
 import zipfile
 from collections import Counter
@@ -41,8 +43,10 @@ SECONDS = 20  # for one file
 MEMORY = 1 << 30  # bytes of address space beyond what the process has before it reads
 BATCH = 500  # files that one process reads, so that a crash is found and attributed
 
-NUMBERS: tuple[int, ...] = (0, 1, 2, 7, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, (1 << 63) - 1)
-NUMBERS += ((1 << 64) - 1, 1 << 32, 1 << 40)
+NUMBERS: tuple[int, ...] = (
+    *(0, 1, 2, 7, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF),
+    *(1 << 32, 1 << 40, (1 << 63) - 1, (1 << 64) - 1),
+)
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 2, 3, 64, 2**31, 2**63, 10**30, 0.5, -1.5, float("nan")),
     *("", "x", "relu", "bart", [], [1], {}, {"0": 1}, [[1]]),
@@ -132,7 +136,7 @@ def damaged_json(data: bytes, rng: random.Random) -> bytes:
             if rng.random() < 0.2:
                 del holder[key]
             else:
-                holder[key] = rng.choice(VALUES)
+                holder[key] = copy.deepcopy(rng.choice(VALUES))
             break
     return json.dumps(content).encode()
 
@@ -351,8 +355,10 @@ def run_batch(kind_name: str, numbers: range, seed: int, keep: Path) -> Counter[
                         (keep / f"{kind_name}-{seed}-{number}-{name}").write_bytes(content)
                         print(f"{kind_name} {number} ({name}): {ended}", flush=True)
                 report.write(json.dumps(found))
-        finally:
-            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
     os.close(send)
     with os.fdopen(receive) as report:
         written = report.read()
