@@ -5,6 +5,7 @@
     beam     the same with 4 beams
     stream   extract_features, then predict, over 500 real sentences of mixed length
     start    the time to a first answer, with an empty and with a filled compilation cache
+    load     bart.large from model.pt and from model.safetensors: seconds and memory
 
 bart.base's shapes, random weights, float32, CPU. Each peer has a process of its own with the same
 number of threads (`benchmark_peers.py`). Before anything is timed, all of them must have computed
@@ -14,6 +15,7 @@ mood meets all of them. Run it on a machine that does nothing else.
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -26,6 +28,10 @@ from typing import Any
 
 import numpy as np
 
+from bart_hk.checkpoint.fairseq_file import write_fairseq
+from bart_hk.checkpoint.huggingface import write_model
+from bart_hk.checkpoint.tree import parameter_shapes
+from bart_hk.config import architecture
 from bart_hk.data.batching import bucket
 from bart_hk.data.readers import read_examples
 from bart_hk.hub.features import BUCKETS
@@ -198,6 +204,53 @@ def time_start(folder: Path, threads: int) -> dict[str, float]:
     return found
 
 
+def time_loading(folder: Path, python: str, threads: int, rounds: int) -> dict[str, Any]:
+    """bart.large read by us and by torch, each time in a new process.
+
+    Returns:
+        By file, by peer: "seconds" and "peak" of every round, the latter as a multiple of the
+        weights' size.
+    """
+    large = folder / "large"
+    places = {"model.pt": large / "fairseq", "model.safetensors": large / "native"}
+    if not (large / "made").exists():
+        print("load: making a random bart.large", file=sys.stderr)
+        config, rng = architecture("bart_large"), np.random.default_rng(0)
+        params = {
+            path: {name: rng.standard_normal(shape, np.float32) for name, shape in leaves.items()}
+            for path, leaves in parameter_shapes(config).items()
+        }
+        text = TextEncoder.gpt2()
+        write_fairseq(places["model.pt"], config, params, text=text)
+        write_model(places["model.safetensors"], config, params, also=text.save)
+        (large / "made").touch()
+    size = sum(
+        4 * math.prod(shape)
+        for leaves in parameter_shapes(architecture("bart_large")).values()
+        for shape in leaves.values()
+    )
+    found: dict[str, Any] = {}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": str(threads)}
+    for file, place in places.items():
+        found[file] = {name: {"seconds": [], "peak": []} for name in ("bart_hk", "torch")}
+        for number in range(rounds + 1):
+            print(f"load: {file}, round {number} of {rounds}", file=sys.stderr)
+            for name, interpreter in (("bart_hk", sys.executable), ("torch", python)):
+                script = str(ROOT / "tools" / "benchmark_load.py")
+                run = subprocess.run(
+                    [interpreter, script, name, place],
+                    env=environment,
+                    check=True,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+                if number:  # before the first round the file may not be in the system's memory
+                    answer = json.loads(run.stdout)
+                    found[file][name]["seconds"].append(answer["seconds"])
+                    found[file][name]["peak"].append(answer["peak"] / size)
+    return found
+
+
 def machine(threads: int) -> str:
     """The processor, and how many threads each peer had."""
     model = platform.processor() or platform.machine()
@@ -240,6 +293,18 @@ def report(results: dict[str, Any]) -> str:
             "buckets of length, and nothing when they came again.",
             "",
         ]
+    for file, peers in results.get("load", {}).items():
+        ours, theirs = (statistics.median(peers[n]["seconds"]) for n in ("bart_hk", "torch"))
+        spreads = {
+            n: f"{min(p['seconds']):.2f} to {max(p['seconds']):.2f} s" for n, p in peers.items()
+        }
+        lines += [
+            f"bart.large from {file}: bart_hk {ours:.2f} s ({spreads['bart_hk']}), torch "
+            f"{theirs:.2f} s ({spreads['torch']}), {theirs / ours:.2f} times as long; "
+            f"bart_hk takes at most {max(peers['bart_hk']['peak']):.2f} times the weights' size, "
+            f"torch {max(peers['torch']['peak']):.2f} times beside its model.",
+            "",
+        ]
     if start := results.get("start"):
         times = ", ".join(f"{value:.1f} s with an {state}" for state, value in start.items())
         lines.append(f"From starting Python to the first features and 64 greedy tokens: {times}.")
@@ -251,7 +316,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=summary[0], epilog=summary[1], formatter_class=argparse.RawTextHelpFormatter
     )
-    known = [*JOBS, "start"]
+    known = [*JOBS, "start", "load"]
     parser.add_argument("jobs", nargs="*", metavar="JOB", help=f"of {', '.join(known)}; or all")
     parser.add_argument("--only", metavar="PEER,...", help=f"of {', '.join(PEERS)}; or all")
     parser.add_argument("--rounds", type=int, help="default: 5, of the stream 3")
@@ -288,6 +353,9 @@ def main(argv: list[str] | None = None) -> int:
 
     if "start" in wanted and "bart_hk" in names:
         results["start"] = time_start(args.folder, args.threads)
+    if "load" in wanted:
+        rounds = args.rounds or 5
+        results["load"] = time_loading(args.folder, args.peers_python, args.threads, rounds)
     if set(wanted) & set(JOBS):
         processes = [start(name) for name in names]
         for group in (name for name in JOBS if name in wanted):

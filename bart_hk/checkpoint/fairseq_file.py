@@ -71,7 +71,9 @@ def read_fairseq(
     """
     path = Path(path)
     # A bare state dict has none of these keys, and is needed whole.
-    checkpoint = read_torch(path, only=_NEEDED) or read_torch(path)
+    checkpoint = read_torch(path, only=_NEEDED)
+    if isinstance(checkpoint, Mapping) and not checkpoint:
+        checkpoint = read_torch(path)
     try:
         model = model_from_checkpoint(checkpoint, overrides, path.parent)
         if dictionary_size is not None:

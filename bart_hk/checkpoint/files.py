@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ DTYPE_CODES = {  # of the floats that a model may be stored in, in .safetensors 
     np.dtype(np.float16): "F16",
     np.dtype(ml_dtypes.bfloat16): "BF16",
 }
+_DTYPES = {code: dtype for dtype, code in DTYPE_CODES.items()}
 
 
 @contextlib.contextmanager
@@ -153,17 +155,21 @@ def write_tensors(path: Path, tensors: Mapping[str, MakeTensor]) -> None:
 
 
 class TensorFile:
-    """A .safetensors file, mapped into memory and read one tensor at a time."""
+    """A .safetensors file, read one tensor at a time.
+
+    The library checks it; we read, since what it maps into memory stays there until all is read.
+    """
 
     def __init__(self, path: Path):
         """Raises FileNotFoundError, or CheckpointError unless it is a whole safetensors file."""
         self.path = path
         try:
-            with open(path, "rb") as file:
-                start = file.read(len(LFS_POINTER))
-                size = file.seek(0, os.SEEK_END)
+            file = open(path, "rb")  # kept open, so that all tensors are of one file
         except FileNotFoundError:
             raise FileNotFoundError(f"{path.parent} holds no {path.name}") from None
+        weakref.finalize(self, file.close)
+        start = file.read(len(LFS_POINTER))
+        size = file.seek(0, os.SEEK_END)
         if start == LFS_POINTER:
             raise CheckpointError(
                 f"{path} is a git-lfs pointer to the file: get it with git lfs pull"
@@ -180,6 +186,9 @@ class TensorFile:
         except (SafetensorError, ValueError) as error:
             reason = shown(str(error))
             raise CheckpointError(f"{path} is damaged or no safetensors file: {reason}") from None
+        file.seek(8)
+        self._header = json.loads(file.read(claimed))
+        self._descriptor, self._data = file.fileno(), 8 + claimed
 
     def names(self) -> list[str]:
         return list(self._file.keys())
@@ -190,7 +199,19 @@ class TensorFile:
     def read(self, name: str) -> np.ndarray:
         """The tensor, copied; CheckpointError where it is of a kind that numpy does not have."""
         try:
-            return self._file.get_tensor(name)
+            entry = self._header[name]
+            dtype = _DTYPES.get(entry["dtype"])
+            if dtype is None:  # no parameter
+                return self._file.get_tensor(name)
+            begin, end = entry["data_offsets"]
+            buffer, read = np.empty(end - begin, np.uint8), 0
+            while read < end - begin:  # the kernel reads 2 GB at once at most
+                rest = buffer.data[read:]
+                some = os.preadv(self._descriptor, [rest], self._data + begin + read)
+                if not some:
+                    raise ValueError("the file was cut short while it was read")
+                read += some
+            return buffer.view(dtype).reshape(entry["shape"])
         except (SafetensorError, TypeError, ValueError, LookupError, AttributeError) as error:
             reason = shown(str(error))
             raise CheckpointError(f"{self.path}: cannot read {shown(name)}: {reason}") from None

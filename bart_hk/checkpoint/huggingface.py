@@ -317,19 +317,17 @@ def _read_params(
     config: BARTConfig, weights: Weights, used: set[str], place: Callable[[np.ndarray], Any]
 ) -> Params:
     """The parameters of `config`; the names of their tensors are added to `used`."""
-    params: Params = {}
-    for path, leaves in tree.parameter_shapes(config).items():
-        params[path] = {}
-        for name, shape in leaves.items():
-            tensor = _stored_name(path, name, weights.names())
-            used.add(tensor)
-            if path == "final_logits_bias":
-                array = weights.read(tensor, (1, *shape))[0]
-            else:
-                torch_shape = shape[::-1] if name == "w" else shape
-                array = tree.from_torch(name, weights.read(tensor, torch_shape))
-            params[path][name] = place(array)
-    return params
+    stored = weights.names()
+
+    def read(path: str, name: str, shape: tuple[int, ...]) -> Any:
+        tensor = _stored_name(path, name, stored)
+        used.add(tensor)
+        if path == "final_logits_bias":
+            return place(weights.read(tensor, (1, *shape))[0])
+        torch_shape = shape[::-1] if name == "w" else shape
+        return place(tree.from_torch(name, weights.read(tensor, torch_shape)))
+
+    return tree.map_leaves(read, tree.parameter_shapes(config))
 
 
 def _read_head(

@@ -6,7 +6,8 @@ the two do differently (embeddings, output projection, heads) is in `fairseq.py`
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,23 @@ def check_parameters(params: Mapping[str, Mapping[str, Any]], config: BARTConfig
         for name in given:
             if name not in expected.get(path, {}):
                 raise ValueError(f"the config has no place for the parameter {path}/{name}")
+
+
+def map_leaves(
+    function: Callable[[str, str, Any], Any], tree: Mapping[str, Mapping[str, Any]]
+) -> Params:
+    """The tree of what `function(path, name, leaf)` gives, two at a time.
+
+    Copying a model's tensors takes the system's time as much as the processor's: with two threads
+    it took three quarters of the time.
+    """
+    places = [(path, name, leaf) for path, leaves in tree.items() for name, leaf in leaves.items()]
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda place: function(*place), places))
+    mapped: Params = {path: {} for path in tree}
+    for (path, name, _), result in zip(places, results, strict=True):
+        mapped[path][name] = result
+    return mapped
 
 
 def torch_name(path: str, name: str) -> str:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bart_hk.checkpoint.huggingface import HeadFiles, write_model
-from bart_hk.checkpoint.tree import check_parameters
+from bart_hk.checkpoint.tree import check_parameters, map_leaves
 from bart_hk.compilation import use_persistent_cache
 from bart_hk.config import BARTConfig
 from bart_hk.generation.generator import Generator
@@ -113,10 +113,7 @@ class LoadedBART:
     def _place(self, params: Mapping[str, Mapping[str, Any]]) -> Params:
         """`params` on the device, in the dtype."""
         place = placing(self._dtype, self._device)
-        return {
-            path: {name: place(array) for name, array in leaves.items()}
-            for path, leaves in params.items()
-        }
+        return map_leaves(lambda path, name, array: place(array), params)
 
     def _engine(self) -> tuple[BART, FeatureExtractor, Generator]:
         if self._dtype not in self._engines:

@@ -130,8 +130,9 @@ def _dictionary_of(
     for i, (model, path) in enumerate(zip(members, paths, strict=True)):
         if labels is not None:
             name_labels(model, labels)
+        multilingual = model.extras.get("fairseq", {}).get("task") == "multilingual_denoising"
         try:
-            if size > model.config.vocab_size + 1:  # more languages than the model knows, perhaps
+            if multilingual and size > model.config.vocab_size:  # languages are new
                 members[i] = model = fit_dictionary(model, size)
             text = text.fit(model.config.vocab_size, exact=True)
         except ValueError as error:

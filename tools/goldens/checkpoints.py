@@ -180,8 +180,8 @@ def main(out: Path) -> None:
     fields = {**fields, **pre_norm, "no_scale_embedding": False}
     model = build(fields, {})
     task = {"task": "multilingual_denoising", "langs": "en_XX,ro_RO", "add_lang_token": True}
-    cfg = {"model": arguments(fields, **task), "task": {"_name": task["task"], **task}}
-    content = {"args": None, "cfg": cfg, "model": model.state_dict()}
+    plain = {"model": arguments(fields, **task), "task": {"_name": task["task"], **task}}
+    content = {"args": None, "cfg": plain, "model": model.state_dict()}
     checkpoint_utils.torch_persistent_save(content, str(out / "mbart.pt"))
     record("mbart", fields, model)
 
