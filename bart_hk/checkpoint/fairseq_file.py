@@ -179,6 +179,7 @@ def _describe_heads(
         about = ours.get(name)
         if isinstance(about, Mapping):
             head.regression = bool(about.get("regression", head.regression))
+            head.multi_label = bool(about.get("multi_label", False))
             labels = about.get("labels")
             if isinstance(labels, Sequence) and len(labels) == head.num_classes:
                 head.labels = [str(label) for label in labels]
@@ -296,6 +297,12 @@ def write_fairseq(
     """
     directory, heads = Path(directory), dict(heads or {})
     extras = dict(extras or {})
+    for name in heads:
+        if "." in name:
+            raise ValueError(
+                f"fairseq takes the dot in a head's name for the name's end: {name!r}; load the "
+                f"model, register the head as {name.replace('.', '_')!r}, and save that"
+            )
     state = fairseq.to_fairseq(params, config, {name: h.params for name, h in heads.items()})
     named = [name for name, head in heads.items() if head.labels]
     labelled = TASK_HEAD if TASK_HEAD in named else named[0] if named else None
@@ -370,6 +377,9 @@ def _for_us(
         value = getattr(config, name)
         if value != getattr(read_back, name):
             beyond[name] = str(value) if isinstance(value, str) else value
-    about = {n: {"labels": h.labels, "regression": h.regression} for n, h in heads.items()}
+    about = {
+        name: {"labels": h.labels, "regression": h.regression, "multi_label": h.multi_label}
+        for name, h in heads.items()
+    }
     kept = {key: value for key, value in extras.items() if key not in ("fairseq", "langs")}
     return {"config": beyond, "heads": about, "extras": kept}

@@ -6,7 +6,6 @@ for stays beside it: named classification heads in `heads.safetensors`, everythi
 type `bart_hk`, which transformers refuses instead of computing something else.
 """
 
-import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -17,6 +16,14 @@ import numpy as np
 
 from bart_hk.checkpoint import files, tree
 from bart_hk.checkpoint.files import CheckpointError, shown
+from bart_hk.checkpoint.huggingface_config import (
+    GENERATION_IDS,
+    beyond_json,
+    config_from_json,
+    config_to_json,
+    generation_to_json,
+    transformers_lacks,
+)
 from bart_hk.checkpoint.model_files import HeadFiles, ModelFiles
 from bart_hk.checkpoint.tree import Params
 from bart_hk.checkpoint.weights import WEIGHTS, Weights, float_dtype
@@ -30,7 +37,7 @@ EXTRAS = "bart_hk.json"
 _FORMAT = 1  # of bart_hk.json
 _OTHER_GENERATION = "generation_config"  # key in `extras` of what we keep for transformers alone
 _HEAD_PREFIX = "classification_head"  # of the head's tensors in a BartForSequenceClassification
-_UNNAMED_HEAD = "classification_head"  # what we call such a head if `bart_hk.json` does not say
+UNNAMED_HEAD = "classification_head"  # what we call such a head if `bart_hk.json` does not say
 # Copies of the embedding table that a tied model may store as well.
 _COPIES = {
     "shared.weight",
@@ -42,170 +49,8 @@ _COPIES = {
     "decoder.version",
 }
 
-# The only map from our config to Hugging Face's. Their defaults for absent keys are BARTConfig's.
-_KEYS = {
-    "vocab_size": "vocab_size",
-    "encoder_embed_dim": "d_model",
-    "encoder_ffn_embed_dim": "encoder_ffn_dim",
-    "encoder_layers": "encoder_layers",
-    "encoder_attention_heads": "encoder_attention_heads",
-    "decoder_ffn_embed_dim": "decoder_ffn_dim",
-    "decoder_layers": "decoder_layers",
-    "decoder_attention_heads": "decoder_attention_heads",
-    "max_source_positions": "max_position_embeddings",
-    "max_target_positions": "max_position_embeddings",
-    "activation_fn": "activation_function",
-    "dropout": "dropout",
-    "attention_dropout": "attention_dropout",
-    "activation_dropout": "activation_dropout",
-    "pooler_dropout": "classifier_dropout",
-    "encoder_layerdrop": "encoder_layerdrop",
-    "decoder_layerdrop": "decoder_layerdrop",
-    "bos_token_id": "bos_token_id",
-    "pad_token_id": "pad_token_id",
-    "eos_token_id": "eos_token_id",
-}
-_DEFAULTS = BARTConfig()
-_GENERATION_IDS = (
-    "bos_token_id",
-    "pad_token_id",
-    "eos_token_id",
-    "decoder_start_token_id",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-)
 # What `read_model` and `write_model` make of bart_hk.json themselves; the rest is the caller's.
 _OWN_EXTRAS = ("format", "config", "transformers_lacks", "heads", "head", "heads_file")
-
-
-# --- config.json ----------------------------------------------------------------------------------
-
-
-def config_from_json(
-    config: Mapping[str, Any], generation: Mapping[str, Any] | None = None
-) -> BARTConfig:
-    """The BARTConfig of a `config.json` and, where there is one, a `generation_config.json`.
-
-    As in transformers, the latter alone says which ids are forced, if it exists; a decoder start is
-    taken from either.
-
-    Raises:
-        ValueError: no BART or mBART, or a value of the wrong type or range.
-    """
-    kind = config.get("model_type")
-    if kind not in ("bart", "mbart", "bart_hk"):
-        raise ValueError(f"model_type {kind!r} is not one that can be read: bart, mbart, bart_hk")
-    values: dict[str, Any] = {}
-    for field, key in _KEYS.items():
-        default = getattr(_DEFAULTS, field)
-        value = config.get(key, str(default) if isinstance(default, str) else default)
-        kind_of_value = str if isinstance(default, str) else type(default)
-        if kind_of_value is float and type(value) is int:
-            value = float(value)
-        if type(value) is not kind_of_value:  # exactly: a bool is an int to isinstance
-            raise ValueError(f"{key} is {value!r}, which is no {kind_of_value.__name__}")
-        values[field] = value
-    values["no_scale_embedding"] = not config.get("scale_embedding", False)
-    # Untied in transformers means that nothing is tied once weights have been loaded.
-    tied = bool(config.get("tie_word_embeddings", True))
-    values["share_all_embeddings"] = values["share_decoder_input_output_embed"] = tied
-    values["encoder_normalize_before"] = values["decoder_normalize_before"] = kind == "mbart"
-    # Hugging Face's tables begin with two unused rows whatever the padding id is.
-    values["position_offset"] = 2
-    fairseq_ids = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}.items()
-    values["unk_token_id"] = 3 if fairseq_ids <= values.items() else None
-
-    eos = values["eos_token_id"]
-    start = config.get("decoder_start_token_id")
-    forced_bos = config.get("forced_bos_token_id")
-    if forced_bos is None and config.get("force_bos_token_to_be_generated"):  # its name in 2020
-        forced_bos = values["bos_token_id"]
-    forced_eos = config.get("forced_eos_token_id", eos)
-    if generation is not None:
-        start = generation.get("decoder_start_token_id", start)
-        forced_bos = generation.get("forced_bos_token_id")
-        forced_eos = generation.get("forced_eos_token_id")
-    if isinstance(forced_eos, list):
-        forced_eos = forced_eos[0]
-    return BARTConfig(
-        **values,
-        decoder_start_token_id=eos if start is None else start,
-        forced_bos_token_id=forced_bos,
-        forced_eos_token_id=forced_eos,
-    )
-
-
-def transformers_lacks(config: BARTConfig) -> list[str]:
-    """The fields of `config` whose values transformers' BART and mBART cannot express."""
-    fields = []
-    if config.encoder_normalize_before != config.decoder_normalize_before:
-        fields.append("encoder_normalize_before")
-    if not config.layernorm_embedding:
-        fields.append("layernorm_embedding")
-    if config.max_source_positions != config.max_target_positions:
-        fields.append("max_source_positions")
-    if config.position_offset != 2:
-        fields.append("position_offset")
-    return fields
-
-
-def config_to_json(
-    config: BARTConfig, head: HeadFiles | None = None, dtype: str = "float32"
-) -> dict[str, Any]:
-    """The `config.json` of a model for conditional generation or, with `head`, for classification.
-
-    Raises:
-        ValueError: transformers has no such classification head.
-    """
-    lacking = transformers_lacks(config)
-    pre_norm = config.decoder_normalize_before
-    kind = "bart_hk" if lacking else "mbart" if pre_norm else "bart"
-    prefix = {"bart": "Bart", "mbart": "MBart", "bart_hk": "BartHk"}[kind]
-    content: dict[str, Any] = {
-        "architectures": [
-            prefix + ("ForSequenceClassification" if head else "ForConditionalGeneration")
-        ],
-        "model_type": kind,
-        "is_encoder_decoder": True,
-        "torch_dtype": dtype,
-    }
-    for field, key in _KEYS.items():
-        content.setdefault(key, getattr(config, field))
-    content["activation_function"] = config.activation_fn.value
-    content["scale_embedding"] = not config.no_scale_embedding
-    content["tie_word_embeddings"] = config.share_all_embeddings
-    content["num_hidden_layers"] = config.encoder_layers
-    content["decoder_start_token_id"] = config.decoder_start_token_id
-    # The model as such does not use these; converters of other runtimes (CTranslate2) ask for them.
-    content["normalize_before"] = content["add_final_layer_norm"] = pre_norm
-    content["normalize_embedding"] = config.layernorm_embedding
-    if head:
-        if head.inner_dim != config.encoder_embed_dim or config.pooler_activation_fn != "tanh":
-            raise ValueError(
-                "a head of transformers uses tanh and has the model's width inside; this one has "
-                f"pooler_activation_fn={config.pooler_activation_fn} and inner_dim={head.inner_dim}"
-                f", not {config.encoder_embed_dim}: save without head="
-            )
-        labels = head.labels or [f"LABEL_{i}" for i in range(head.num_classes)]
-        content["id2label"] = {str(i): label for i, label in enumerate(labels)}
-        content["label2id"] = {label: i for i, label in enumerate(labels)}
-        content["problem_type"] = "regression" if head.regression else "single_label_classification"
-    return content
-
-
-def _generation_to_json(config: BARTConfig) -> dict[str, Any]:
-    ids = {key: getattr(config, key) for key in _GENERATION_IDS}
-    return {key: value for key, value in ids.items() if value is not None}
-
-
-def _beyond_json(config: BARTConfig) -> dict[str, Any]:
-    """The fields of `config` that the two JSON files would give back differently."""
-    read_back = config_from_json(config_to_json(config), _generation_to_json(config))
-    return {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if getattr(config, field.name) != getattr(read_back, field.name)
-    }
 
 
 # --- Reading --------------------------------------------------------------------------------------
@@ -267,7 +112,7 @@ def _read_model(directory: Path, dtype: Any, place: Callable[[np.ndarray], Any])
 
     weights = Weights(directory, dtype)
     stored_heads = extras.get("heads", {})
-    main_head = extras.get("head") or _UNNAMED_HEAD
+    main_head = extras.get("head") or UNNAMED_HEAD
     if extras.get("heads_file"):
         weights.add(files.TensorFile(directory / HEADS))
     generates = "ForConditionalGeneration" in str(content.get("architectures"))
@@ -286,14 +131,16 @@ def _read_model(directory: Path, dtype: Any, place: Callable[[np.ndarray], Any])
     used: set[str] = set()
     params = _read_params(config, weights, used, place)
     heads = {}
-    if f"{_HEAD_PREFIX}.out_proj.weight" in weights.names():
+    classifies = f"{_HEAD_PREFIX}.out_proj.weight" in weights.names()
+    if classifies:
         stored_heads = {main_head: _head_from_json(content, weights), **stored_heads}
     for head, about in stored_heads.items():
-        prefix = _HEAD_PREFIX if head == main_head else f"classification_heads.{head}"
+        main = classifies and head == main_head
+        prefix = _HEAD_PREFIX if main else f"classification_heads.{head}"
         heads[head] = _read_head(config, weights, used, prefix, about)
     _check_unused(weights, used)
     more = {key: value for key, value in extras.items() if key not in _OWN_EXTRAS}
-    not_settings = {*_GENERATION_IDS, "_from_model_config", "transformers_version"}
+    not_settings = {*GENERATION_IDS, "_from_model_config", "transformers_version"}
     others = {k: v for k, v in (generation or {}).items() if k not in not_settings}
     if others:
         more[_OTHER_GENERATION] = others
@@ -343,7 +190,9 @@ def _read_head(
     }
     used |= {f"{prefix}.{name}" for name in shapes}
     tensors = {name: weights.read(f"{prefix}.{name}", shapes[name]) for name in shapes}
-    return HeadFiles(tree.head_from_torch(tensors), about["labels"], about["regression"])
+    multi_label = bool(about.get("multi_label", False))
+    params = tree.head_from_torch(tensors)
+    return HeadFiles(params, about["labels"], about["regression"], multi_label)
 
 
 def _check_vocabulary(config: BARTConfig, weights: Weights) -> None:
@@ -370,6 +219,7 @@ def _head_from_json(content: Mapping[str, Any], weights: Weights) -> dict[str, A
         "inner_dim": inner_dim,
         "labels": labels if named else None,
         "regression": kind == "regression",
+        "multi_label": kind == "multi_label_classification",
     }
 
 
@@ -427,19 +277,20 @@ def write_model(
             "inner_dim": h.inner_dim,
             "labels": h.labels,
             "regression": h.regression,
+            "multi_label": h.multi_label,
         }
         for name, h in heads.items()
     }
     own = {
         "format": _FORMAT,
-        "config": _beyond_json(config),
+        "config": beyond_json(config),
         "transformers_lacks": transformers_lacks(config),
         "heads": about,
         "head": head,
         "heads_file": bool(beside),
     }
     more = dict(extras or {})
-    generation = {**more.pop(_OTHER_GENERATION, {}), **_generation_to_json(config)}
+    generation = {**more.pop(_OTHER_GENERATION, {}), **generation_to_json(config)}
     content = config_to_json(config, heads[head] if head else None, dtype)
     with files.replacing(directory) as staging:
         files.write_json(staging / CONFIG, content)

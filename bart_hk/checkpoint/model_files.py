@@ -16,6 +16,7 @@ class HeadFiles:
     params: Params  # {"dense": {"w" [D, inner], "b"}, "out_proj": {"w" [inner, C], "b"}}
     labels: list[str] | None = None  # names of the C classes
     regression: bool = False
+    multi_label: bool = False  # every class is a question of its own
 
     @property
     def inner_dim(self) -> int:

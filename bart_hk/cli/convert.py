@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from bart_hk.checkpoint.fairseq_file import CHECKPOINT, write_fairseq
-from bart_hk.checkpoint.huggingface import transformers_lacks, write_model
+from bart_hk.checkpoint.huggingface import UNNAMED_HEAD, write_model
+from bart_hk.checkpoint.huggingface_config import transformers_lacks
 from bart_hk.checkpoint.model_files import ModelFiles
 from bart_hk.checkpoint.weights import float_dtype
 from bart_hk.hub.opening import open_model
@@ -49,7 +50,8 @@ def convert(
     Args:
         to: "hf", "fairseq" or "native".
         dtype: of the written tensors, such as "float16"; as stored by default.
-        head: for transformers, which has one unnamed head: the one that it gets.
+        head: for transformers, which has one unnamed head: the one that it gets. A head that came
+            from there goes back without being named.
         checkpoint_file, data, where: as for `open_model`.
 
     Raises:
@@ -67,6 +69,8 @@ def convert(
     if to == "hf" and (lacking := transformers_lacks(model.config)):
         values = ", ".join(f"{name}={getattr(model.config, name)}" for name in lacking)
         raise ValueError(f"transformers has no BART with {values}; write it with --to native")
+    if to == "hf" and UNNAMED_HEAD in model.heads:  # it came from transformers
+        head = head or UNNAMED_HEAD
     if dtype is not None:
         _cast(model, float_dtype(dtype))
     with _appearing(destination) as folder:

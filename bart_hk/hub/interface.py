@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bart_hk.checkpoint.huggingface import HeadFiles
+from bart_hk.checkpoint.model_files import HeadFiles
 from bart_hk.config import BARTConfig
 from bart_hk.generation.options import GenerationOptions
 from bart_hk.hub.arrays import Array, Rows, as_array
@@ -205,7 +205,8 @@ class BARTHubInterface(LoadedBART):
     def predict(self, head: str, tokens: Any, return_logits: bool = False) -> Array:
         """Log-probabilities float32 [B, C] of the classes of ids (see `extract_features`).
 
-        Each row is classified from the features at its last `</s>`, however many it has.
+        Each row is classified from the features at its last `</s>`, however many it has. Where the
+        classes of a head do not exclude each other (multi-label), each has its own probability.
 
         Args:
             head: its name.
@@ -232,7 +233,8 @@ class BARTHubInterface(LoadedBART):
         for batch, features in sentences:
             logits = registered.logits(registered.params, features)
             if not (return_logits or registered.regression):
-                logits = jax.nn.log_softmax(logits)
+                normalise = jax.nn.log_sigmoid if registered.multi_label else jax.nn.log_softmax
+                logits = normalise(logits)
             result[batch] = jax.device_get(logits)[: len(batch)]
         return as_array(result)
 

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bart_hk.checkpoint.huggingface import HeadFiles, write_model
+from bart_hk.checkpoint.huggingface import write_model
+from bart_hk.checkpoint.model_files import HeadFiles
 from bart_hk.checkpoint.tree import check_parameters, map_leaves
 from bart_hk.compilation import use_persistent_cache
 from bart_hk.config import BARTConfig
@@ -31,9 +32,15 @@ class Head:
     """A registered head: its module, its parameters on the device, its compiled function."""
 
     def __init__(
-        self, module: ClassificationHead, params: Params, labels: list[str] | None, regression: bool
+        self,
+        module: ClassificationHead,
+        params: Params,
+        labels: list[str] | None,
+        regression: bool = False,
+        multi_label: bool = False,
     ) -> None:
-        self.module, self.params, self.labels, self.regression = module, params, labels, regression
+        self.module, self.params, self.labels = module, params, labels
+        self.regression, self.multi_label = regression, multi_label
         self.logits = jax.jit(module.apply)
 
 
@@ -104,6 +111,7 @@ class LoadedBART:
                 self._place(head.params),
                 head.labels,
                 head.regression,
+                head.multi_label,
             )
             for name, head in (heads or {}).items()
         }
@@ -249,6 +257,8 @@ class LoadedBART:
                 mask, dtype=jnp.float32
             )
         registered = self._head(head)
+        if registered.multi_label:
+            raise ValueError(f"there is no loss yet for {head!r}, whose classes are not exclusive")
         sentence = sentence_representation(bart, body, src_tokens, shifted, keys[:2])
         logits = registered.module.apply(heads[head], sentence, keys[2])
         mask = jnp.ones(target.shape, bool)
@@ -266,7 +276,8 @@ class LoadedBART:
     ) -> None:
         """Writes config, parameters and heads as a directory; see `write_model`."""
         heads = {
-            name: HeadFiles(h.params, h.labels, h.regression) for name, h in self.heads.items()
+            name: HeadFiles(h.params, h.labels, h.regression, h.multi_label)
+            for name, h in self.heads.items()
         }
         write_model(directory, self.config, self._params, heads, self.extras, head=head, also=also)
 

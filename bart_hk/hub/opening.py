@@ -18,6 +18,7 @@ from bart_hk.checkpoint.fairseq_file import (
 )
 from bart_hk.checkpoint.huggingface import CONFIG, read_model
 from bart_hk.checkpoint.model_files import ModelFiles
+from bart_hk.checkpoint.tree import parameter_shapes
 from bart_hk.errors import CheckpointError
 from bart_hk.text import TextEncoder
 from bart_hk.text.fairseq_folder import read_labels
@@ -51,6 +52,8 @@ def open_model(
             that a model on its way to a device is never in memory twice.
         **where: `revision`, `cache_dir`, `force_reload`, `local_files_only` of `zoo.locate`.
     """
+    if isinstance(new_symbols, str):
+        raise TypeError(f"new_symbols is a list of names, such as [{new_symbols!r}]")
     if max_positions is not None or new_symbols:
         place = None
     directory, paths = _find(name_or_path, checkpoint_file, where)
@@ -84,9 +87,14 @@ def _find(
     name_or_path: str | os.PathLike, checkpoint_file: str, where: Mapping[str, Any]
 ) -> tuple[Path, list[Path] | None]:
     """The model's folder; and its fairseq checkpoints, or None where it is in our format."""
-    several = os.fspath(name_or_path).split(os.pathsep)
-    if len(several) > 1 and all(Path(path).is_file() for path in several):
-        return Path(several[0]).parent, [Path(path) for path in several]
+    name = os.fspath(name_or_path)
+    several = [Path(part) for part in name.split(os.pathsep)]
+    if len(several) > 1 and "://" not in name and several[0].exists():
+        if missing := [part for part in several if not part.is_file()]:
+            raise FileNotFoundError(
+                f"{missing[0]} of the ensemble {name} is no file; give each checkpoint's whole path"
+            )
+        return several[0].parent, several
     path = zoo.locate(name_or_path, **where)
     ours = (path if path.is_dir() else path.parent) / CONFIG
     if path.is_file():
@@ -98,9 +106,12 @@ def _find(
     if checkpoint_file == CHECKPOINT and not (path / CHECKPOINT).is_file():
         there = ", ".join(sorted(file.name for file in path.glob("*.pt")))
         hint = f"; name one of its checkpoints with checkpoint_file=...: {there}" if there else ""
+        deeper = [found.parent for f in (CONFIG, CHECKPOINT) for found in path.glob(f"*/**/{f}")]
+        if deeper and not there:
+            hint = f"; but {deeper[0]} does: give that"
         raise FileNotFoundError(
-            f"no model in {path}: it holds neither {CONFIG} (Hugging Face's format and ours) nor "
-            f"{CHECKPOINT} (fairseq's){hint}"
+            f"no model in {name}: {path} holds neither {CONFIG} (Hugging Face's format and "
+            f"ours) nor {CHECKPOINT} (fairseq's){hint}"
         )
     return path, checkpoint_paths(path, checkpoint_file)
 
@@ -116,7 +127,17 @@ def _read_huggingface(
     directory: Path, overrides: Mapping[str, Any], place: Place | None
 ) -> ModelFiles:
     model = read_model(directory, place=place)
-    model.config = model.config.replace(**overrides)
+    config = model.config.replace(**overrides)
+    if parameter_shapes(config) != parameter_shapes(model.config):
+        shapes = parameter_shapes(model.config)
+        changed = [
+            name
+            for name, value in overrides.items()
+            if parameter_shapes(model.config.replace(**{name: value})) != shapes
+        ]
+        values = ", ".join(f"{name}={getattr(model.config, name)}" for name in changed)
+        raise ValueError(f"the model in {directory} has {values}; loading cannot change that")
+    model.config = config
     return model
 
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bart_hk.checkpoint.huggingface import HeadFiles
+from bart_hk.checkpoint.model_files import HeadFiles
 from bart_hk.config import BARTConfig
 from bart_hk.data.batching import pad_rows
 from bart_hk.data.readers import FORMATS, DataError, Examples, read_examples

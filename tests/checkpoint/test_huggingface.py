@@ -11,12 +11,8 @@ import pytest
 from ml_dtypes import bfloat16
 from safetensors.numpy import load_file, save_file
 
-from bart_hk.checkpoint.huggingface import (
-    config_from_json,
-    read_model,
-    transformers_lacks,
-    write_model,
-)
+from bart_hk.checkpoint.huggingface import read_model, write_model
+from bart_hk.checkpoint.huggingface_config import config_from_json, transformers_lacks
 from bart_hk.config import BARTConfig
 
 PRE_NORM = {"encoder_normalize_before": True, "decoder_normalize_before": True}
@@ -332,8 +328,9 @@ CNN = {
         ({**CNN, "forced_bos_token_id": 5}, None, 2, (5, 2)),
         ({**CNN, "decoder_start_token_id": 7}, {}, 7, (None, None)),
         (CNN, {"decoder_start_token_id": 8, "forced_bos_token_id": 9}, 8, (9, None)),
-        ({"model_type": "mbart", "eos_token_id": 6}, None, 6, (None, 6)),
-        ({"model_type": "mbart", "decoder_start_token_id": None}, {}, 2, (None, None)),
+        ({"model_type": "bart", "decoder_start_token_id": None}, {}, 0, (None, None)),
+        ({"model_type": "mbart", "eos_token_id": 6}, None, 0, (None, 6)),
+        ({"model_type": "mbart", "decoder_start_token_id": None}, {}, 0, (None, None)),
         (CNN, {"forced_eos_token_id": [4, 2]}, 2, (None, 4)),
     ],
 )
@@ -346,6 +343,27 @@ def test_start_mode(config, generation, start, forced):
 def test_the_unknown_id_is_known_only_in_fairseqs_layout():
     assert config_from_json({"model_type": "bart"}).unk_token_id == 3
     assert config_from_json({"model_type": "bart", "pad_token_id": 0}).unk_token_id is None
+
+
+@pytest.mark.parametrize("about", [{}, {"multi_label": True}], ids=str)
+@pytest.mark.parametrize("head", [None, "classification_head"])
+def test_a_head_of_the_name_that_transformers_heads_get(
+    tmp_path, small, random_params, random_head, head, about
+):
+    """Such is the only head of a model that was read from transformers' classifier."""
+    config = small()
+    heads = {"classification_head": random_head(labels=["x", "y", "z"], **about)}
+    write_model(tmp_path, config, random_params(config), heads, head=head)
+    (found,) = read_model(tmp_path).heads.values()
+    assert found.labels == ["x", "y", "z"]
+    assert (found.multi_label, found.regression) == (bool(about), False)
+    np.testing.assert_array_equal(
+        found.params["out_proj"]["w"], heads["classification_head"].params["out_proj"]["w"]
+    )
+    if head:
+        (tmp_path / "bart_hk.json").unlink()  # what transformers itself would have written
+        (found,) = read_model(tmp_path).heads.values()
+        assert found.multi_label == bool(about)
 
 
 # --- What is wrong is named -----------------------------------------------------------------------

@@ -123,6 +123,18 @@ def test_a_head_for_transformers(native, tmp_path):
     assert '"BartForSequenceClassification"' in (out / "config.json").read_text()
 
 
+def test_a_head_that_came_from_transformers_goes_back_unnamed(native, tmp_path):
+    (model,), _ = open_model(native)
+    heads = {"classification_head": model.heads["mood"]}
+    write_model(tmp_path / "one", CONFIG, model.params, heads, also=TEXT.save)
+    for to in ("native", "fairseq", "hf"):
+        assert main([str(tmp_path / "one"), str(tmp_path / to), "--to", to]) == 0
+        (found,), _ = open_model(tmp_path / to)
+        assert found.heads["classification_head"].labels == ["sad", "glad"]
+    kinds = [(tmp_path / to / "config.json").read_text() for to in ("native", "hf")]
+    assert ["ForSequenceClassification" in kind for kind in kinds] == [False, True]
+
+
 def refused(capsys, *arguments: str) -> str:
     assert main(list(arguments)) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -142,6 +154,12 @@ def test_what_cannot_be_done_is_said_in_one_line(native, tmp_path, capsys):
     (tmp_path / "full" / "file").touch()
     assert "full is there already" in refused(
         capsys, str(native), str(tmp_path / "full"), "--to", "hf"
+    )
+    write_model(
+        tmp_path / "dot", CONFIG, random_params(CONFIG), {"a.b": HEADS["mood"]}, also=TEXT.save
+    )
+    assert "register the head as 'a_b'" in refused(
+        capsys, str(tmp_path / "dot"), out, "--to", "fairseq"
     )
     odd = CONFIG.replace(layernorm_embedding=False)
     write_model(tmp_path / "odd", odd, random_params(odd), also=TEXT.save)

@@ -125,6 +125,40 @@ def test_members_that_speak_of_other_ids_make_no_ensemble(folder, tmp_path):
         open_model(tmp_path, "model.pt:b.pt")
 
 
+def test_members_that_are_missing_are_named(folder):
+    with pytest.raises(FileNotFoundError, match=r"third\.pt of the ensemble .* is no file"):
+        open_model(f"{folder / 'model.pt'}:{folder / 'third.pt'}")
+    with pytest.raises(FileNotFoundError, match=r"holds no third\.pt \(checkpoints there: model"):
+        open_model(folder, "model.pt:third.pt")
+
+
+def test_a_model_that_lies_deeper_is_pointed_out(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "a" / "b")
+    with pytest.raises(FileNotFoundError, match=r"but .*/a/b does: give that"):
+        open_model(tmp_path)
+
+
+def test_what_loading_cannot_change_is_refused(folder, tmp_path):
+    bart_hk.load(folder).save(tmp_path)
+    with pytest.raises(ValueError, match="has encoder_layers=1; loading cannot change that"):
+        bart_hk.load(tmp_path, encoder_layers=2, dropout=0.3)
+    assert bart_hk.load(tmp_path, dropout=0.3).config.dropout == 0.3
+    with pytest.raises(TypeError, match=r"new_symbols is a list of names, such as \['<x>'\]"):
+        bart_hk.load(tmp_path, new_symbols="<x>")
+
+
+def test_multi_label_heads_give_each_class_a_probability_of_its_own(folder, tmp_path):
+    bart = bart_hk.load(folder)
+    bart.heads["mood"].multi_label = True
+    row = bart.encode("Hello world!")
+    logits = bart.predict("mood", row, return_logits=True)
+    np.testing.assert_allclose(
+        bart.predict("mood", row), -np.log1p(np.exp(-np.asarray(logits))), rtol=1e-4, atol=1e-6
+    )
+    bart.save(tmp_path)
+    assert bart_hk.load(tmp_path).heads["mood"].multi_label
+
+
 def test_positions_and_symbols_are_added_on_request(folder):
     (model,), text = open_model(folder, max_positions=50, new_symbols=["[xx]", "[yy]"])
     mask = CONFIG.vocab_size - 1

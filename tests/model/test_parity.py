@@ -12,7 +12,8 @@ from safetensors.numpy import save_file
 
 from bart_hk.checkpoint import tree
 from bart_hk.checkpoint.fairseq import from_fairseq, to_fairseq
-from bart_hk.checkpoint.huggingface import HeadFiles, read_model
+from bart_hk.checkpoint.huggingface import read_model
+from bart_hk.checkpoint.model_files import HeadFiles
 from bart_hk.config import Activation, BARTConfig
 from bart_hk.model import BART, ClassificationHead, sentence_representation
 from bart_hk.model.layers import activate

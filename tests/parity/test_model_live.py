@@ -12,7 +12,8 @@ from safetensors.numpy import load_file
 
 from bart_hk.checkpoint import files
 from bart_hk.checkpoint.fairseq import to_fairseq
-from bart_hk.checkpoint.huggingface import HeadFiles, read_model, write_model
+from bart_hk.checkpoint.huggingface import read_model, write_model
+from bart_hk.checkpoint.model_files import HeadFiles
 from bart_hk.checkpoint.tree import Params
 from bart_hk.config import BARTConfig, architecture
 from bart_hk.model import BART, ClassificationHead, sentence_representation
