@@ -15,7 +15,8 @@ PACKAGE = ROOT / "bart_hk"
 
 # Imports run downward only: a room may use itself and the rooms of lower floors.
 FLOORS = [
-    {"config", "errors", "text"},
+    {"config", "errors"},
+    {"text", "torch_format"},
     {"model", "checkpoint", "data", "zoo", "compilation"},
     {"generation", "tasks"},
     {"hub"},
@@ -28,8 +29,8 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Third-party packages that only these rooms may import.
 HOME = {
     "haiku": {"model"},
-    "jax": set(FLOOR) - {"config", "data", "text"},
-    "jaxlib": set(FLOOR) - {"config", "data", "text"},
+    "jax": set(FLOOR) - {"config", "data", "text", "torch_format"},
+    "jaxlib": set(FLOOR) - {"config", "data", "text", "torch_format"},
     "hydra": {"cli"},
     "argparse": {"cli", "tools"},
     "torch": {"tools", "hubconf", "hub"},
@@ -143,6 +144,7 @@ def every_module_of(package: str) -> str:
     [
         ("bart_hk.text", {"jax", "haiku", "hydra", "torch"}),
         ("bart_hk.data", {"jax", "haiku", "hydra", "torch"}),
+        ("bart_hk.torch_format", {"jax", "haiku", "hydra", "torch"}),
         ("bart_hk.checkpoint", {"haiku", "torch"}),
     ],
 )

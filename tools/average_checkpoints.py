@@ -17,8 +17,8 @@ import numpy as np
 
 from bart_hk.checkpoint.huggingface import read_model, write_model
 from bart_hk.checkpoint.model_files import HeadFiles, ModelFiles
-from bart_hk.checkpoint.torch_file import read_torch, write_torch
 from bart_hk.text import TextEncoder
+from bart_hk.torch_format import read_torch, write_torch
 
 # What a checkpoint is loaded from, the optimizer's state apart.
 _KEPT = (

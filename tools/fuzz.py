@@ -32,9 +32,9 @@ from bart_hk.checkpoint.fairseq_file import read_fairseq
 from bart_hk.checkpoint.files import CheckpointError, TensorFile
 from bart_hk.checkpoint.huggingface import read_model, write_model
 from bart_hk.checkpoint.model_files import HeadFiles
-from bart_hk.checkpoint.torch_file import read_torch
 from bart_hk.checkpoint.tree import parameter_shapes
 from bart_hk.config import BARTConfig
+from bart_hk.torch_format import read_torch
 from bart_hk.zoo.archives import is_archive, unpack
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from bart_hk.checkpoint.torch_file import read_torch
+from bart_hk.torch_format import read_torch
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDERS = ROOT / "tools" / "goldens"

@@ -17,10 +17,9 @@ from bart_hk.checkpoint.fairseq_config import (
     layers_to_keep,
     settings_of,
 )
-from bart_hk.checkpoint.files import CheckpointError
 from bart_hk.checkpoint.model_files import HeadFiles, ModelFiles
-from bart_hk.checkpoint.torch_file import Namespace, read_torch, write_torch
 from bart_hk.config import BARTConfig
+from bart_hk.errors import CheckpointError
 from bart_hk.text import TextEncoder
 from bart_hk.text.fairseq_folder import (
     FILES,
@@ -29,6 +28,7 @@ from bart_hk.text.fairseq_folder import (
     read_languages,
     save_labels,
 )
+from bart_hk.torch_format import Namespace, read_torch, write_torch
 
 CHECKPOINT = "model.pt"
 TASK_HEAD = "sentence_classification_head"  # fairseq's name for a sentence_prediction task's head

@@ -14,22 +14,11 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from bart_hk.errors import CheckpointError as CheckpointError  # for those who read with us
+from bart_hk.errors import LFS_POINTER, CheckpointError, shown
 
 _SAVING = ".bart_hk_saving"  # being written: worth nothing if found later
 _SAVED = ".bart_hk_saved"  # complete and on the disk: its files replace those of the directory
 
-
-def shown(value: Any) -> str:
-    """`value`, which may come from a hostile file, as one short line of a message."""
-    if not isinstance(value, str | bytes | int | float):
-        return f"a {type(value).__name__}"
-    cut = value[:120] if isinstance(value, str | bytes) else value
-    text = cut if isinstance(cut, str) and cut.isprintable() else repr(cut)
-    return text if cut == value or value != value else f"{text}..."
-
-
-LFS_POINTER = b"version https://git-lfs"  # what a clone without git-lfs has in place of weights
 MAX_JSON = 16 << 20  # bytes; the largest is the index of a sharded model, 100 kB
 MAX_HEADER = 16 << 20  # bytes of a safetensors header; that of bart.large takes 60 kB
 

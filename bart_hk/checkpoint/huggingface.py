@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from bart_hk.checkpoint import files, tree
-from bart_hk.checkpoint.files import CheckpointError, shown
 from bart_hk.checkpoint.huggingface_config import (
     GENERATION_IDS,
     beyond_json,
@@ -28,6 +27,7 @@ from bart_hk.checkpoint.model_files import HeadFiles, ModelFiles
 from bart_hk.checkpoint.tree import Params
 from bart_hk.checkpoint.weights import WEIGHTS, Weights, float_dtype
 from bart_hk.config import BARTConfig
+from bart_hk.errors import CheckpointError, shown
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"

@@ -6,8 +6,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from bart_hk.checkpoint import files
-from bart_hk.checkpoint.files import CheckpointError, shown
-from bart_hk.checkpoint.torch_file import read_torch
+from bart_hk.errors import CheckpointError, shown
+from bart_hk.torch_format import read_torch
 
 WEIGHTS = "model.safetensors"
 TORCH_WEIGHTS = "pytorch_model.bin"  # the name until 2023; read where there is no safetensors

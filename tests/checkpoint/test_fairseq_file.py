@@ -17,10 +17,10 @@ from bart_hk.checkpoint.fairseq_file import (
     read_fairseq,
     write_fairseq,
 )
-from bart_hk.checkpoint.files import CheckpointError
-from bart_hk.checkpoint.torch_file import Namespace, read_torch, write_torch
 from bart_hk.config import BARTConfig
+from bart_hk.errors import CheckpointError
 from bart_hk.text import TextEncoder, train_bpe
+from bart_hk.torch_format import Namespace, read_torch, write_torch
 
 PRE_NORM = {"encoder_normalize_before": True, "decoder_normalize_before": True}
 

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from bart_hk.checkpoint.fairseq_file import TASK_HEAD, read_fairseq, write_fairseq
-from bart_hk.checkpoint.torch_file import read_torch
 from bart_hk.config import BARTConfig
 from bart_hk.hub import BARTHubInterface
 from bart_hk.model import BART
+from bart_hk.torch_format import read_torch
 from tests.conftest import GOLDENS
 
 CHECKPOINTS = ["trained", "half_2019", "omegaconf", "heads", "mbart"]

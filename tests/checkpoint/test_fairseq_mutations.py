@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from bart_hk.checkpoint.fairseq_file import read_fairseq
-from bart_hk.checkpoint.files import CheckpointError
-from bart_hk.checkpoint.torch_file import read_torch
+from bart_hk.errors import CheckpointError
+from bart_hk.torch_format import read_torch
 from tests.conftest import GOLDENS
 
 ROUNDS = 1500

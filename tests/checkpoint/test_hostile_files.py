@@ -1,7 +1,7 @@
 """Files that are damaged, lie, or want to run something: one exception, no effect, little memory.
 
 All of them are read in one process of its own, whose address space may grow by no more than
-`MEMORY`; each must be refused within `SECONDS`.
+`MEMORY`; each must be refused within `SECONDS` of processor time.
 """
 
 import io
@@ -20,10 +20,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bart_hk.checkpoint import pickles
-from bart_hk.checkpoint.files import CheckpointError
-from bart_hk.checkpoint.torch_file import read_torch
-from tests.checkpoint.torch_bytes import (
+from bart_hk.errors import CheckpointError
+from bart_hk.torch_format import pickles, read_torch
+from tests.torch_format.torch_bytes import (
     integer,
     legacy_bytes,
     program,
@@ -42,7 +41,7 @@ READ_ALL = """
 import json, resource, sys, time
 from pathlib import Path
 from bart_hk.checkpoint.files import CheckpointError, TensorFile
-from bart_hk.checkpoint.torch_file import read_torch
+from bart_hk.torch_format import read_torch
 
 def open_safetensors(path):
     file = TensorFile(path)
@@ -52,7 +51,7 @@ pages = int(open("/proc/self/statm").read().split()[0])
 limit = pages * resource.getpagesize() + int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 for path in sorted(Path(sys.argv[1]).iterdir()):
-    begin = time.monotonic()
+    begin = time.process_time()
     try:
         (open_safetensors if path.suffix == ".safetensors" else read_torch)(path)
         found = ["nothing", "it was read"]
@@ -60,7 +59,7 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
         found = ["CheckpointError", str(error)]
     except BaseException as error:
         found = [type(error).__name__, str(error)]
-    print(json.dumps([path.name, *found, time.monotonic() - begin]), flush=True)
+    print(json.dumps([path.name, *found, time.process_time() - begin]), flush=True)
 """
 
 

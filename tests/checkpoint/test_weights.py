@@ -7,11 +7,11 @@ import pytest
 from ml_dtypes import bfloat16
 from safetensors.numpy import load_file, save_file
 
-from bart_hk.checkpoint.files import CheckpointError
 from bart_hk.checkpoint.huggingface import read_model, write_model
-from bart_hk.checkpoint.torch_file import write_torch
 from bart_hk.checkpoint.weights import Weights
-from tests.checkpoint.torch_bytes import legacy_file, program, storage, tensor
+from bart_hk.errors import CheckpointError
+from bart_hk.torch_format import write_torch
+from tests.torch_format.torch_bytes import legacy_file, program, storage, tensor
 
 FOUR = np.arange(1, 5, dtype=np.float32)
 

@@ -8,8 +8,8 @@ import pytest
 from ml_dtypes import bfloat16
 
 from bart_hk.checkpoint.huggingface import read_model
-from bart_hk.checkpoint.torch_file import Namespace, read_torch, write_torch
-from tests.checkpoint.descriptions import describe
+from bart_hk.torch_format import Namespace, read_torch, write_torch
+from tests.torch_format.descriptions import describe
 
 NAMES = ["tensors", "values", "state_dict", "args", "cfg_plain", "cfg_omegaconf"]
 NAMES += [f"random_{seed}" for seed in range(20)]

@@ -11,9 +11,9 @@ import pytest
 from bart_hk.checkpoint.fairseq_file import read_fairseq
 from bart_hk.checkpoint.huggingface import read_model, write_model
 from bart_hk.checkpoint.model_files import HeadFiles
-from bart_hk.checkpoint.torch_file import Namespace, read_torch, write_torch
 from bart_hk.config import BARTConfig
 from bart_hk.text import TextEncoder, train_bpe
+from bart_hk.torch_format import Namespace, read_torch, write_torch
 from tests.conftest import GOLDENS
 from tests.parameters import random_params
 

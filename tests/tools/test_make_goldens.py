@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from bart_hk.checkpoint.torch_file import Namespace, write_torch
+from bart_hk.torch_format import Namespace, write_torch
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,6 +1,6 @@
 """Checkpoints as torch saves them, in both containers, and what they hold (`expected.json`).
 
-Run by `make_goldens.py`. The files are read without torch by `bart_hk.checkpoint.torch_file`.
+Run by `make_goldens.py`. The files are read without torch by `bart_hk.torch_format`.
 """
 
 import sys

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from ml_dtypes import bfloat16
 
-from bart_hk.checkpoint.files import CheckpointError
-from bart_hk.checkpoint.torch_file import Namespace, read_torch, write_torch
-from tests.checkpoint.descriptions import describe
-from tests.checkpoint.torch_bytes import (
+from bart_hk.errors import CheckpointError
+from bart_hk.torch_format import Namespace, read_torch, write_torch
+from tests.torch_format.descriptions import describe
+from tests.torch_format.torch_bytes import (
     legacy_file,
     program,
     storage,
@@ -136,7 +136,7 @@ def test_what_has_no_place_in_a_file(tmp_path, value, message):
 FULL_DISK = """
 import resource, signal, sys
 import numpy as np
-from bart_hk.checkpoint.torch_file import write_torch
+from bart_hk.torch_format import write_torch
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 try:
@@ -158,7 +158,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
 MEMORY = """
 import resource, sys
 import numpy as np
-from bart_hk.checkpoint.torch_file import read_torch, write_torch
+from bart_hk.torch_format import read_torch, write_torch
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

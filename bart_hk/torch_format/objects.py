@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, Protocol
 import ml_dtypes
 import numpy as np
 
-from bart_hk.checkpoint.files import CheckpointError, shown
-from bart_hk.checkpoint.pickles import Elements, Mapping, Node, Rule, Symbol
+from bart_hk.errors import CheckpointError, shown
+from bart_hk.torch_format.pickles import Elements, Mapping, Node, Rule, Symbol
 
 MAX_DIMENSIONS = 32
 

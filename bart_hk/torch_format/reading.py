@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from bart_hk.checkpoint import pickles, torch_objects, torch_zip
-from bart_hk.checkpoint.files import LFS_POINTER, CheckpointError, shown
-from bart_hk.checkpoint.pickles import Node, Program
-from bart_hk.checkpoint.torch_objects import Namespace, Storage
-from bart_hk.checkpoint.torch_writing import write_torch
+from bart_hk.errors import LFS_POINTER, CheckpointError, shown
+from bart_hk.torch_format import objects, pickles, zip_container
+from bart_hk.torch_format.objects import Namespace, Storage
+from bart_hk.torch_format.pickles import Node, Program
+from bart_hk.torch_format.writing import write_torch
 
 __all__ = ["Namespace", "read_torch", "write_torch"]
 
@@ -49,7 +49,7 @@ def read_torch(path: str | Path, *, only: Collection[str] | None = None) -> Any:
     """
     path = Path(path)
     source = _map(path)
-    if source[:4] == torch_zip.MAGIC:
+    if source[:4] == zip_container.MAGIC:
         return _read_zip(source, path, only)
     return _read_legacy(source, path, only)
 
@@ -83,11 +83,11 @@ class _Container:
 
 
 class _Zip(_Container):
-    def __init__(self, source: Source, members: dict[str, torch_zip.Member], folder: str):
+    def __init__(self, source: Source, members: dict[str, zip_container.Member], folder: str):
         super().__init__(source)
         self._members = members
         self._folder = folder
-        self.used: dict[str, torch_zip.Member] = {}
+        self.used: dict[str, zip_container.Member] = {}
 
     def storage(self, dtype: np.dtype, key: str, size: int) -> Storage:
         member = self._members.get(f"{self._folder}/data/{key}")
@@ -102,7 +102,7 @@ class _Zip(_Container):
 
 
 def _read_zip(source: Source, path: Path, only: Collection[str] | None) -> Any:
-    members = torch_zip.read_members(source, path)
+    members = zip_container.read_members(source, path)
     folder = next(iter(members), "").partition("/")[0]
     data = members.get(f"{folder}/data.pkl")
     if data is None:
@@ -110,17 +110,17 @@ def _read_zip(source: Source, path: Path, only: Collection[str] | None) -> Any:
     if f"{folder}/constants.pkl" in members:
         raise CheckpointError(f"{path}: is a TorchScript program, not a checkpoint")
     about = [data, *(m for m in (members.get(f"{folder}/byteorder"),) if m)]
-    torch_zip.check_members(source, about, path)
+    zip_container.check_members(source, about, path)
     for member in about[1:]:
         if source[member.begin : member.begin + min(member.size, 16)] != b"little":
             raise CheckpointError(f"{path}: was written on a big-endian machine")
     where = f"{path}: {data.name}"
     end = data.begin + data.size
-    program = pickles.read(source, data.begin, end, torch_objects.known, where)
+    program = pickles.read(source, data.begin, end, objects.known, where)
     container = _Zip(source, members, folder)
     _keep(program.root, only)
-    result = pickles.resolve(program.root, torch_objects.rules(container), where)
-    torch_zip.check_members(source, container.used.values(), path)
+    result = pickles.resolve(program.root, objects.rules(container), where)
+    zip_container.check_members(source, container.used.values(), path)
     return result
 
 
@@ -158,10 +158,10 @@ class _Legacy(_Container):
 def _read_legacy(source: Source, path: Path, only: Collection[str] | None) -> Any:
     def read(begin: int, what: str) -> Program:
         where = f"{path}: {what}"
-        return pickles.read(source, begin, len(source), torch_objects.known, where)
+        return pickles.read(source, begin, len(source), objects.known, where)
 
     def plain(program: Program, what: str) -> Any:
-        return pickles.resolve(program.root, torch_objects.rules(_Container(source)), what)
+        return pickles.resolve(program.root, objects.rules(_Container(source)), what)
 
     if source[: len(LFS_POINTER)] == LFS_POINTER:
         raise CheckpointError(f"{path}: is a git-lfs pointer to the file: get it with git lfs pull")
@@ -181,7 +181,7 @@ def _read_legacy(source: Source, path: Path, only: Collection[str] | None) -> An
     storages = _storages(source, listed.end, keys, program, path)
     _keep(program.root, only)
     container = _Legacy(source, storages)
-    return pickles.resolve(program.root, torch_objects.rules(container), f"{path}: its object")
+    return pickles.resolve(program.root, objects.rules(container), f"{path}: its object")
 
 
 def _storages(
@@ -191,7 +191,7 @@ def _storages(
     item_sizes: dict[Any, int] = {}
     for node in program.persistent:
         try:
-            dtype, key, _, _ = torch_objects.storage_id(node)
+            dtype, key, _, _ = objects.storage_id(node)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: its object {error}") from None
         item_sizes[key] = dtype.itemsize

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from bart_hk.checkpoint.torch_objects import STORAGE_DTYPES, Namespace
+from bart_hk.torch_format.objects import STORAGE_DTYPES, Namespace
 
 _FOLDER = "archive"
 _ALIGNMENT = 64

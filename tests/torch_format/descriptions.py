@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from bart_hk.checkpoint.pickles import Symbol
-from bart_hk.checkpoint.torch_file import Namespace
+from bart_hk.torch_format import Namespace
+from bart_hk.torch_format.pickles import Symbol
 
 
 def describe(value: Any, expected: Any, storages: dict[int, int] | None = None) -> Any:

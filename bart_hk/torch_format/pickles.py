@@ -2,7 +2,7 @@
 
 A pickle is a program for a stack machine, whose REDUCE calls whatever function the file names.
 Here the opcodes only record what the file asks for, as a graph of `Node`s; `resolve` then makes
-plain values of it by rules that the caller has for the names it knows (`torch_objects.py`). Both
+plain values of it by rules that the caller has for the names it knows (`objects.py`). Both
 run without recursion, hash nothing but short keys, and are bounded in every direction.
 
 Opcodes: `pickletools` of the standard library, which decodes them without executing any.
@@ -13,7 +13,7 @@ import pickletools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from bart_hk.checkpoint.files import CheckpointError, shown
+from bart_hk.errors import CheckpointError, shown
 
 MAX_BYTES = 64 << 20  # of one pickle; that of bart.large takes 100 kB
 MAX_OPCODES = 500_000  # bart.large with its optimizer's state takes 60,000

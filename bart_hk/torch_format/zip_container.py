@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from bart_hk.checkpoint.files import CheckpointError, shown
+from bart_hk.errors import CheckpointError, shown
 
 MAGIC = b"PK\3\4"
 MAX_MEMBERS = 100_000  # bart.large with its optimizer's state has 1,600
