@@ -39,23 +39,28 @@ def replacing(directory: Path) -> Iterator[Path]:
 
     All of them or none: a full disk, an exception or a kill at any moment leaves either every old
     file or every new one (`finish_replacing`, which readers call, completes a move that was cut
-    short). Other files in `directory` stay.
+    short). Other files in `directory` stay. A directory that is not there yet appears when all of
+    it is written.
 
     Raises:
         OSError: nothing could be written there; the files of before are unchanged.
     """
-    staging = directory / _SAVING
+    new = not directory.exists()
+    staging = directory.with_name(f".{directory.name}{_SAVING}") if new else directory / _SAVING
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         finish_replacing(directory)
         shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
+        staging.mkdir(parents=True)
         yield staging
         for path in [*staging.rglob("*"), staging]:
             _sync(path)
-        staging.rename(directory / _SAVED)
-        _sync(directory)
-        finish_replacing(directory)
+        if new:
+            staging.rename(directory)
+            _sync(directory.parent)
+        else:
+            staging.rename(directory / _SAVED)
+            _sync(directory)
+            finish_replacing(directory)
     except OSError as error:
         reason = error.strerror or str(error)
         raise OSError(

@@ -5,12 +5,9 @@ bart-hk-convert facebook/bart-base OUT --to fairseq
 """
 
 import argparse
-import contextlib
 import logging
-import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +70,7 @@ def convert(
         head = head or UNNAMED_HEAD
     if dtype is not None:
         _cast(model, float_dtype(dtype))
-    with _appearing(destination) as folder:
-        _WRITERS[to](folder, model, text, head)
+    _WRITERS[to](destination, model, text, head)
 
 
 def _check_free(destination: Path) -> None:
@@ -113,20 +109,6 @@ _WRITERS: dict[str, Callable[[Path, ModelFiles, TextEncoder, str | None], None]]
     "native": _write_huggingface,
     "fairseq": _write_fairseq,
 }
-
-
-@contextlib.contextmanager
-def _appearing(destination: Path) -> Iterator[Path]:
-    """A folder that gets the name `destination` when the block ends, and is gone if it fails."""
-    destination = destination.absolute()
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
-    try:
-        scratch.chmod(0o755)  # mkdtemp's own is for its user alone
-        yield scratch
-        scratch.replace(destination)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

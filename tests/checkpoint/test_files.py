@@ -154,3 +154,20 @@ def test_bad_json(tmp_path, content, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
         files.read_json(path)
     assert "\n" not in str(caught.value) and os.fspath(tmp_path) in str(caught.value)
+
+
+def test_a_new_directory_appears_when_it_is_whole(tmp_path):
+    new = tmp_path / "deep" / "model"
+    with pytest.raises(RuntimeError), files.replacing(new) as staging:
+        (staging / "file").write_text("half")
+        assert not new.exists()
+        raise RuntimeError
+    assert not list(new.parent.iterdir())
+    left = new.parent / ".model.bart_hk_saving"  # as a killed process leaves it
+    left.mkdir()
+    (left / "other").touch()
+    with files.replacing(new) as staging:
+        (staging / "file").write_text("whole")
+        assert not new.exists()
+    assert [path.name for path in new.parent.iterdir()] == ["model"]
+    assert [path.name for path in new.iterdir()] == ["file"]
