@@ -63,7 +63,15 @@ class BARTHubInterface(LoadedBART):
 
         transformers opens it too, as BartForConditionalGeneration, or with `head` as
         BartForSequenceClassification with that head.
+
+        Raises:
+            ValueError: it is an ensemble, which is no single model.
         """
+        if self._other_params:
+            raise ValueError(
+                f"an ensemble of {1 + len(self._other_params)} models cannot be saved as one; "
+                "tools/average_checkpoints.py makes one of them"
+            )
 
         def write_text(folder: Path) -> None:
             if self._text is not None:

@@ -78,6 +78,8 @@ def test_an_ensemble_has_the_mean_of_its_members_probabilities(folder):
     both = bart_hk.load(folder, "model.pt:second.pt")
     by_path = open_model(f"{folder / 'model.pt'}:{folder / 'second.pt'}")
     assert len(by_path.members) == 2
+    with pytest.raises(ValueError, match="an ensemble of 2 models cannot be saved as one"):
+        both.save(folder / "nowhere")
     sentence = "Hello world!"
     apart = [np.exp(bart.score([sentence])[0]["positional_scores"]) for bart in members]
     expected = np.log(np.mean(apart, axis=0))
