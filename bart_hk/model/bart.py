@@ -32,7 +32,7 @@ class _Functions(NamedTuple):
     decode: Callable[..., DecoderOutput]
     project: Callable[..., jax.Array]
     start: Callable[..., Cache]
-    step: Callable[..., tuple[jax.Array, Cache]]
+    step: Callable[..., tuple[jax.Array, Cache, jax.Array, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,13 +79,13 @@ class BART:
             weights, offset = weights_and_bias()
             return jnp.matmul(features, weights, preferred_element_type=jnp.float32) + offset
 
-        def step(*args: Any) -> tuple[jax.Array, Cache, jax.Array]:
+        def step(*args: Any) -> tuple[jax.Array, Cache, jax.Array, jax.Array]:
             features, cache, attention = decoder.step(*args)
             weights, offset = weights_and_bias()
             logits = jnp.tensordot(
                 weights, features, axes=((0,), (0,)), preferred_element_type=jnp.float32
             )
-            return logits + offset[:, None, None], cache, attention
+            return logits + offset[:, None, None], cache, attention, features
 
         def touch_every_parameter() -> None:
             tokens = jnp.full((1, 1), config.eos_token_id, jnp.int32)
@@ -188,7 +188,9 @@ class BART:
         position: jax.Array,
         cache: Cache,
         ancestors: jax.Array,
-    ) -> tuple[jax.Array, Cache, jax.Array]:
+        *,
+        return_features: bool = False,
+    ) -> tuple[Any, ...]:
         """Decodes one token of every beam.
 
         Args:
@@ -199,14 +201,20 @@ class BART:
             cache: from `start` or the step before.
             ancestors: bool [B, W, T, W]; True where slot (t, w') of the cache belongs to the
                 history of beam row w, the present step included.
+            return_features: also return what the output projection read.
 
         Returns:
             The logits float32 [V, B, W] after the present tokens (the vocabulary first, as they
             come out of a product with few rows), the cache with those tokens written, and their
-            attention to the source, float32 [B, W, S]: the last layer's, averaged over heads.
+            attention to the source, float32 [B, W, S]: the last layer's, averaged over heads. With
+            `return_features`, also the last layer's features of those tokens, float32 [D, B, W].
         """
         params = {
             path: {n: x.T if self._is_transposed(path, n) else x for n, x in module.items()}
             for path, module in params.items()
         }
-        return self._transformed.apply.step(params, None, tokens, position, cache, ancestors)
+        found = self._transformed.apply.step(params, None, tokens, position, cache, ancestors)
+        logits, cache, attention, features = found
+        if return_features:
+            return logits, cache, attention, features.astype(jnp.float32)
+        return logits, cache, attention

@@ -138,8 +138,8 @@ def test_steps_equal_teacher_forcing_whatever_beams_descend_from(name):
     batch, beam, length = 2, 3, 6
     source = jax.jit(bart.encode)(params, rows(config, 7, 4))
     cache = jax.jit(bart.start, static_argnums=(2, 3))(params, source, beam, 4)
-    step = jax.jit(bart.step)
-    decode = jax.jit(lambda *args: bart.project(params, bart.decode(params, *args).features))
+    step = jax.jit(functools.partial(bart.step, return_features=True))
+    decode = jax.jit(lambda *args: bart.decode(params, *args).features)
     step_params = bart.for_steps(params)
     rng = np.random.default_rng(1)
     history = np.full((batch, beam, length), config.pad_token_id, np.int32)
@@ -154,12 +154,14 @@ def test_steps_equal_teacher_forcing_whatever_beams_descend_from(name):
         tokens = history[:, :, t] = rng.integers(5, config.vocab_size, (batch, beam))
         ancestors[:, np.arange(beam), t, np.arange(beam)] = True
         room = cache.values[0].shape[2] // beam
-        logits, cache, _ = step(
+        logits, cache, _, features = step(
             step_params, jnp.asarray(tokens, jnp.int32), jnp.int32(t), cache, ancestors[:, :, :room]
         )
         for w in range(beam):
-            whole = decode(history[:, w], source)
-            np.testing.assert_allclose(logits[:, :, w].T, whole[:, t], rtol=1e-5, atol=2e-5)
+            whole = decode(history[:, w], source)[:, t]
+            expected = bart.project(params, whole)
+            np.testing.assert_allclose(logits[:, :, w].T, expected, rtol=1e-5, atol=2e-5)
+            np.testing.assert_allclose(features[:, :, w].T, whole, rtol=1e-5, atol=2e-5)
 
 
 def test_a_fully_padded_row_gives_no_nan():
