@@ -7,27 +7,29 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from bart_hk.data.batching import bucket, buckets_up_to, pad_rows, plan_shapes
+from bart_hk.data.batching import buckets_up_to, pad_rows
 from bart_hk.generation import search
+from bart_hk.generation.lists import (
+    BATCH_SIZE,
+    MAX_TOKENS,
+    Hypothesis,
+    checked_rows,
+    hypothesis,
+    plan,
+)
 from bart_hk.generation.options import GenerationOptions
 from bart_hk.generation.search import Limits, Rules, State
 from bart_hk.model import BART, Ensemble
 
 # Room for target tokens is made in stages, so that a short output never pays for a long cache.
 STAGES = (32, 64, 128, 256, 512, 1024)
-# What a batch holds at most, unless told otherwise.
-MAX_TOKENS = 8192
-BATCH_SIZE = 32
-
-Hypothesis = dict[str, Any]
 
 
 class Generator:
-    """Generates from and scores with a network or an ensemble, and keeps what it has compiled.
+    """Generates with a network or an ensemble, and keeps what it has compiled.
 
     Shapes come from short lists: sources from `bart_hk.data.batching.LENGTH_BUCKETS`, room for
     targets from `STAGES`, rows of a batch from `plan_shapes`. Only those, the beam width,
@@ -42,7 +44,6 @@ class Generator:
         self._begin = jax.jit(self._encode_and_begin, static_argnames=("beam", "length"))
         self._grow = jax.jit(self._grow_to, static_argnames=("beam", "length"))
         self._search = jax.jit(self._run, static_argnames="rules", donate_argnames="state")
-        self._score = jax.jit(self._log_probs)
 
     def generate(
         self,
@@ -85,7 +86,7 @@ class Generator:
                 options leave it no possible length (`GenerationOptions.length_limits`).
         """
         config = self.bart.config
-        sources = self._checked("input", rows, config.max_source_positions)
+        sources = checked_rows("input", rows, config.max_source_positions, config.vocab_size)
         lengths = [len(row) for row in sources]
         min_len, max_len = options.length_limits(lengths, config.max_target_positions)
         if options.unkpen and config.unk_token_id is None:
@@ -100,9 +101,9 @@ class Generator:
             tempered=options.temperature != 1.0 and not isinstance(self.bart, Ensemble),
         )
         results: list[list[Hypothesis]] = [[]] * len(sources)
-        plan = self._plan(lengths, max_tokens, batch_size)
+        planned = plan(lengths, config.max_source_positions, max_tokens, batch_size)
         with tqdm(total=len(sources), disable=not progress, unit="input") as bar:
-            for batch, (count, width) in plan:
+            for batch, (count, width) in planned:
                 src_tokens = pad_rows([sources[i] for i in batch], rules.pad, width, count)
                 room = (0, count - len(batch))
                 limits = Limits(
@@ -123,56 +124,6 @@ class Generator:
                 bar.update(len(batch))
         return results
 
-    def score(
-        self,
-        params: Any,
-        sources: Sequence[np.ndarray],
-        targets: Sequence[np.ndarray],
-        *,
-        max_tokens: int = MAX_TOKENS,
-        batch_size: int = BATCH_SIZE,
-    ) -> list[Hypothesis]:
-        """How probable each target is, given its source (fairseq's `SequenceScorer`).
-
-        Args:
-            params, sources, max_tokens, batch_size: as for `generate`.
-            targets: int arrays [N_i] of ids, one for each source, with their `<s>` and `</s>`.
-
-        Returns:
-            One dictionary for each target, as `generate`'s; "score" is the mean of the positional
-            scores.
-
-        Raises:
-            ValueError: as for `generate`, also for targets; or their numbers differ.
-        """
-        if len(sources) != len(targets):
-            raise ValueError(f"{len(sources)} sources do not go with {len(targets)} targets")
-        config = self.bart.config
-        pad = config.pad_token_id
-        sources = self._checked("source", sources, config.max_source_positions)
-        targets = self._checked("target", targets, config.max_target_positions)
-        sizes = np.array([len(row) for row in sources])
-        widths = buckets_up_to(config.max_target_positions)
-        width_of = np.array([bucket(len(row), widths) for row in targets], np.int64)
-        results: list[Hypothesis] = [{}] * len(sources)
-        for target_width in np.unique(width_of):
-            group = np.flatnonzero(width_of == target_width)
-            fitting = max(1, min(batch_size, max_tokens // int(target_width)))
-            for batch, (count, source_width) in self._plan(sizes[group], max_tokens, fitting):
-                batch = group[batch]
-                src_tokens = pad_rows([sources[i] for i in batch], pad, source_width, count)
-                target = pad_rows([targets[i] for i in batch], pad, int(target_width), count)
-                scores, attention = jax.device_get(self._score(params, src_tokens, target))
-                for row, i in enumerate(batch):
-                    n = len(targets[i])
-                    results[i] = _hypothesis(
-                        targets[i],
-                        np.mean(scores[row, :n]),
-                        scores[row, :n],
-                        attention[row, :n, : sizes[i]].T,
-                    )
-        return results
-
     def _step_params(self, params: Any) -> Any:
         """`params` for the steps of a search, kept for as long as the same arrays come."""
         leaves = jax.tree.leaves(params)
@@ -180,37 +131,6 @@ class Generator:
         if len(known) != len(leaves) or any(a is not b for a, b in zip(known, leaves, strict=True)):
             self._stepping = (leaves, self._for_steps(params))
         return self._stepping[1]
-
-    def _checked(self, what: str, rows: Sequence[Any], longest: int) -> list[np.ndarray]:
-        vocabulary = self.bart.config.vocab_size
-        checked = []
-        for i, row in enumerate(rows):
-            ids = np.asarray(row)
-            if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
-                raise ValueError(
-                    f"{what} {i} must be a 1-D array of integer ids, "
-                    f"not {ids.dtype} of shape {ids.shape}"
-                )
-            if not ids.size:
-                raise ValueError(f"{what} {i} is empty; it needs at least one id, such as </s>")
-            if ids.size > longest:
-                raise ValueError(
-                    f"{what} {i} has {ids.size} tokens, but the model has only {longest} "
-                    "positions; shorten it"
-                )
-            outside = ids[(ids < 0) | (ids >= vocabulary)]
-            if outside.size:
-                raise ValueError(
-                    f"{what} {i} holds the id {outside[0]}, outside the vocabulary of {vocabulary}"
-                )
-            checked.append(ids.astype(np.int32))
-        return checked
-
-    def _plan(
-        self, lengths: Sequence[int] | np.ndarray, max_tokens: int, batch_size: int
-    ) -> list[tuple[np.ndarray, tuple[int, int]]]:
-        buckets = buckets_up_to(self.bart.config.max_source_positions)
-        return plan_shapes(lengths, max_tokens=max_tokens, batch_size=batch_size, buckets=buckets)
 
     def _search_batch(
         self, params: Any, src_tokens: np.ndarray, real_rows: int, limits: Limits, rules: Rules
@@ -252,26 +172,6 @@ class Generator:
 
         return search.run(state, decode, limits, rules)
 
-    def _log_probs(
-        self, params: Any, src_tokens: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """Log probabilities [B, T] of int32 [B, T] targets, and the attention [B, T, S]."""
-        encoded = self.bart.encode(params, src_tokens)
-        first = jnp.full_like(targets[:, :1], self.bart.config.decoder_start_token_id)
-        previous = jnp.concatenate([first, targets[:, :-1]], axis=1)
-        decoded = self.bart.decode(params, previous, encoded, return_attention=True)
-
-        def of_row(row: tuple[jax.Array, jax.Array]) -> jax.Array:
-            features, target = row
-            logits = self.bart.project(params, features)
-            chosen = jnp.take_along_axis(logits, target[:, None], 1)[:, 0]
-            return chosen - jax.nn.logsumexp(logits, axis=-1)
-
-        # Row by row: the logits of a whole batch would be the largest array by far.
-        scores = jax.lax.map(of_row, (decoded.features, targets))
-        assert decoded.cross_attentions is not None
-        return scores, jnp.mean(decoded.cross_attentions[-1], axis=1)
-
 
 def _hypotheses(found: list[search.Ended], options: GenerationOptions) -> list[Hypothesis]:
     """fairseq's hypotheses, best first."""
@@ -280,7 +180,7 @@ def _hypotheses(found: list[search.Ended], options: GenerationOptions) -> list[H
     divisors = np.ones_like(lengths) if options.unnormalized else lengths**options.lenpen
     scores = totals / divisors.astype(np.float32)
     return [
-        _hypothesis(
+        hypothesis(
             found[i].tokens,
             scores[i],
             np.diff(found[i].scores, prepend=np.float32(0)),
@@ -288,15 +188,3 @@ def _hypotheses(found: list[search.Ended], options: GenerationOptions) -> list[H
         )
         for i in np.argsort(-scores, kind="stable")
     ]
-
-
-def _hypothesis(
-    tokens: np.ndarray, score: np.ndarray, positional_scores: np.ndarray, attention: np.ndarray
-) -> Hypothesis:
-    return {
-        "tokens": tokens,
-        "score": np.float32(score),
-        "attention": attention,
-        "alignment": np.empty(0, np.float32),
-        "positional_scores": positional_scores,
-    }

@@ -197,7 +197,7 @@ class BARTHubInterface(LoadedBART):
         """
         rows = self._rows(tokens)
         self._check_length(rows.rows)
-        states = self._engine()[1].hidden_states(
+        states = self._engine.features.hidden_states(
             self._params,
             rows.rows,
             all_layers=return_all_hiddens,
@@ -235,7 +235,7 @@ class BARTHubInterface(LoadedBART):
                     "classified; encode() adds it"
                 )
         result = np.empty((len(rows), registered.module.num_classes), np.float32)
-        sentences = self._engine()[1].sentences(
+        sentences = self._engine.features.sentences(
             self._params, rows, max_tokens=self._features_max_tokens
         )
         for batch, features in sentences:
@@ -307,7 +307,7 @@ class BARTHubInterface(LoadedBART):
         )
 
         def search(rows: list[np.ndarray]) -> list[list[dict[str, Any]]]:
-            return self._engine()[2].generate(
+            return self._engine.generator.generate(
                 self._generating_params,
                 rows,
                 options,
@@ -392,7 +392,9 @@ class BARTHubInterface(LoadedBART):
             return self.encode(sentence)
 
         def search(rows: list[np.ndarray]) -> list[list[dict[str, Any]]]:
-            found = self._engine()[2].score(self._generating_params, rows, rows)
+            found = self._engine.scorer.score(
+                self._generating_params, rows, rows, attention=True, **self._generator_limits
+            )
             return [[hypothesis] for hypothesis in found]
 
         rows = [ids(sentence) for sentence in sentences]

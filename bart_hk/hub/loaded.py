@@ -7,7 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from bart_hk.checkpoint.tree import check_parameters, map_leaves
 from bart_hk.compilation import use_persistent_cache
 from bart_hk.config import BARTConfig
 from bart_hk.generation.generator import Generator
+from bart_hk.generation.scorer import Scorer
 from bart_hk.hub.features import FeatureExtractor
 from bart_hk.model import BART, ClassificationHead, Ensemble, Params, sentence_representation
 from bart_hk.tasks import losses
@@ -42,6 +43,15 @@ class Head:
         self.module, self.params, self.labels = module, params, labels
         self.regression, self.multi_label = regression, multi_label
         self.logits = jax.jit(module.apply)
+
+
+class Engine(NamedTuple):
+    """A network and what runs it; an ensemble's members only generate and score together."""
+
+    bart: BART
+    features: FeatureExtractor
+    generator: Generator
+    scorer: Scorer
 
 
 def resolve_dtype(name: Any) -> np.dtype:
@@ -101,7 +111,7 @@ class LoadedBART:
         self._other_configs = tuple(member for member, _ in others)
         self.training = False
         self.extras = dict(extras or {})
-        self._engines: dict[Any, tuple[BART, FeatureExtractor, Generator]] = {}
+        self._engines: dict[Any, Engine] = {}
         self._device, self._dtype = resolve_device(device), resolve_dtype(dtype)
         self._params = self._place(params)
         self._other_params = [self._place(tree) for _, tree in others]
@@ -123,12 +133,16 @@ class LoadedBART:
         place = placing(self._dtype, self._device)
         return map_leaves(lambda path, name, array: place(array), params)
 
-    def _engine(self) -> tuple[BART, FeatureExtractor, Generator]:
+    @property
+    def _engine(self) -> Engine:
+        """The compiled functions of the present dtype; those of others are kept."""
         if self._dtype not in self._engines:
             bart = BART(self.config, self._dtype)
             others = [BART(config, self._dtype) for config in self._other_configs]
-            generator = Generator(Ensemble((bart, *others)) if others else bart)
-            self._engines[self._dtype] = (bart, FeatureExtractor(bart), generator)
+            all_of_them = Ensemble((bart, *others)) if others else bart
+            self._engines[self._dtype] = Engine(
+                bart, FeatureExtractor(bart), Generator(all_of_them), Scorer(all_of_them)
+            )
         return self._engines[self._dtype]
 
     @property
@@ -139,7 +153,7 @@ class LoadedBART:
     @property
     def model(self) -> BART:
         """The network: pure functions of `params`."""
-        return self._engine()[0]
+        return self._engine.bart
 
     @property
     def device(self) -> jax.Device:

@@ -7,6 +7,7 @@ import pytest
 
 from bart_hk.generation.generator import Generator
 from bart_hk.generation.options import GenerationOptions
+from bart_hk.generation.scorer import Scorer
 from bart_hk.model import BART
 
 MODELS = ("post_norm", "pre_norm")
@@ -102,7 +103,7 @@ def test_attention_equals_fairseqs(opened, golden, model):
 def test_scores_of_given_targets_equal_fairseqs(opened, model):
     case, arrays, generator, params = opened(model)
     sources, targets = ([np.array(row) for row in case[k]] for k in ("sources", "targets"))
-    found = generator.score(params, sources, targets)
+    found = Scorer(generator.bart).score(params, sources, targets)
     assert [h["tokens"].tolist() for h in found] == case["targets"]
     np.testing.assert_allclose(
         [h["score"] for h in found], arrays["score/scores"], rtol=1e-4, atol=1e-5

@@ -1,13 +1,13 @@
 """Lists in, lists out: alignment, neighbours, shapes, dtypes, compilations and bad input."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from bart_hk.config import BARTConfig
 from bart_hk.generation.generator import Generator
 from bart_hk.generation.options import GenerationOptions
+from bart_hk.generation.scorer import Scorer
 from bart_hk.model import BART
 from tests.parameters import random_params
 
@@ -96,24 +96,6 @@ def test_without_attention_the_rest_is_the_same(generator, params):
             np.testing.assert_array_equal(a["tokens"], b["tokens"])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_scores_of_a_search_are_those_of_teacher_forcing(generator, params, dtype):
-    generator = Generator(BART(generator.bart.config, jnp.dtype(dtype)))
-    rows = sources(9, 1, 20)
-    # Beyond the first stage, so that the cache grows on the way.
-    found = generator.generate(params, rows, GenerationOptions(beam=2, min_len=36))
-    pairs = [(row, h) for row, hypotheses in zip(rows, found, strict=True) for h in hypotheses]
-    assert min(len(h["tokens"]) for _, h in pairs) > 36
-    scored = generator.score(params, [row for row, _ in pairs], [h["tokens"] for _, h in pairs])
-    atol = 1e-4 if dtype == "float32" else 0.1
-    for (_, hypothesis), again in zip(pairs, scored, strict=True):
-        np.testing.assert_array_equal(hypothesis["tokens"], again["tokens"])
-        np.testing.assert_allclose(hypothesis["score"], again["score"], atol=atol)
-        if dtype == "float32":
-            for key in ("positional_scores", "attention"):
-                np.testing.assert_allclose(hypothesis[key], again[key], atol=atol)
-
-
 def test_special_ids_come_from_the_config():
     config = TINY.replace(
         pad_token_id=0,
@@ -131,7 +113,7 @@ def test_special_ids_come_from_the_config():
     tokens = [h["tokens"] for hypotheses in found for h in hypotheses]
     assert all(t[-1] == 39 and 0 not in t and len(t) <= 10 for t in tokens)
     assert any(t[0] != 38 for t in tokens)  # nothing is forced
-    scored = generator.score(params, [rows[0]], [tokens[0]])
+    scored = Scorer(generator.bart).score(params, [rows[0]], [tokens[0]])
     np.testing.assert_allclose(scored[0]["score"], found[0][0]["score"], atol=1e-5)
     with pytest.raises(ValueError, match="unkpen=1.0 has no meaning: this model has no <unk>"):
         generator.generate(params, rows, GenerationOptions(unkpen=1.0))
@@ -146,7 +128,6 @@ def test_the_beam_is_at_most_the_vocabulary_less_pad():
 
 def test_nothing_in_nothing_out(generator, params):
     assert generator.generate(params, [], BEAM_3) == []
-    assert generator.score(params, [], []) == []
 
 
 @pytest.mark.parametrize(
@@ -163,16 +144,6 @@ def test_nothing_in_nothing_out(generator, params):
 def test_bad_sources_are_named(generator, params, row, message):
     with pytest.raises(ValueError, match=message):
         generator.generate(params, [np.array([0, 2]), row], BEAM_3)
-    with pytest.raises(ValueError, match=message.replace("input", "source")):
-        generator.score(params, [np.array([0, 2]), row], [np.array([0, 2])] * 2)
-
-
-def test_bad_targets_are_named(generator, params):
-    source = np.array([0, 2])
-    with pytest.raises(ValueError, match="target 0 has 41 tokens, .* only 40 positions"):
-        generator.score(params, [source], [np.zeros(41, np.int32)])
-    with pytest.raises(ValueError, match="1 sources do not go with 2 targets"):
-        generator.score(params, [source], [source, source])
 
 
 def test_a_length_that_cannot_be_is_refused(generator, params):

@@ -92,9 +92,9 @@ def test_an_ensemble_has_the_mean_of_its_members_probabilities(folder):
     # What a search says of its result is what scoring it says; with room to grow, too.
     alone = [bart.generate(row, **options)[0]["tokens"].tolist() for bart in members]
     assert best["tokens"].tolist() not in alone
-    engine = both._engine()[2]
+    scorer = both._engine.scorer
     target = np.asarray(best["tokens"])
-    (again,) = engine.score(both._generating_params, [np.asarray(row)], [target])
+    (again,) = scorer.score(both._generating_params, [np.asarray(row)], [target], attention=True)
     np.testing.assert_allclose(again["positional_scores"], best["positional_scores"], atol=1e-4)
     np.testing.assert_allclose(again["attention"], best["attention"], atol=1e-5)
 
@@ -103,10 +103,10 @@ def test_the_temperature_of_an_ensemble_is_its_members(folder):
     both = bart_hk.load(folder, "model.pt:second.pt")
     row = np.asarray(both.encode("Hello"))
     (found,) = both.generate(row, beam=1, temperature=2.0, max_len_a=0, max_len_b=2)
-    engine, params = both._engine()[2], both._generating_params
+    generator, params = both._engine.generator, both._generating_params
     target, prev = found["tokens"], np.append(2, found["tokens"][:-1]).astype(np.int32)
     log_probs = []
-    for bart, tree in zip(engine.bart.members, params, strict=True):
+    for bart, tree in zip(generator.bart.members, params, strict=True):
         decoded = bart.decode(tree, prev[None], bart.encode(tree, row[None]))
         logits = np.asarray(bart.project(tree, decoded.features), np.float64)[0] / 2.0
         log_probs.append(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
