@@ -148,6 +148,16 @@ def write_tensors(path: Path, tensors: Mapping[str, MakeTensor]) -> None:
             file.write(np.ascontiguousarray(make()).reshape(-1).view(np.uint8).data)
 
 
+def aligned(size: int) -> np.ndarray:
+    """Memory of `size` bytes, uint8, that jax takes over as it is: it begins at a multiple of 64.
+
+    `jax.device_put` copies what begins elsewhere.
+    """
+    whole = np.empty(size + 64, np.uint8)
+    start = -whole.ctypes.data % 64
+    return whole[start : start + size]
+
+
 class TensorFile:
     """A .safetensors file, read one tensor at a time.
 
@@ -198,7 +208,7 @@ class TensorFile:
             if dtype is None:  # no parameter
                 return self._file.get_tensor(name)
             begin, end = entry["data_offsets"]
-            buffer, read = np.empty(end - begin, np.uint8), 0
+            buffer, read = aligned(end - begin), 0
             while read < end - begin:  # the kernel reads 2 GB at once at most
                 rest = buffer.data[read:]
                 some = os.preadv(self._descriptor, [rest], self._data + begin + read)

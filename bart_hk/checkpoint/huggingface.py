@@ -29,6 +29,8 @@ from bart_hk.checkpoint.weights import WEIGHTS, Weights, float_dtype
 from bart_hk.config import BARTConfig
 from bart_hk.errors import CheckpointError, shown
 
+Place = Callable[[np.ndarray], Any]
+
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 HEADS = "heads.safetensors"
@@ -56,9 +58,7 @@ _OWN_EXTRAS = ("format", "config", "transformers_lacks", "heads", "head", "heads
 # --- Reading --------------------------------------------------------------------------------------
 
 
-def read_model(
-    directory: str | Path, dtype: Any = None, place: Callable[[np.ndarray], Any] | None = None
-) -> ModelFiles:
+def read_model(directory: str | Path, dtype: Any = None, place: Place | None = None) -> ModelFiles:
     """Read a model directory, ours or Hugging Face's.
 
     `model.safetensors` may hold a (M)BartModel, a (M)BartForConditionalGeneration or a
@@ -68,7 +68,7 @@ def read_model(
     Args:
         dtype: of the parameters, such as "float32" or "bfloat16"; as stored if None.
         place: what becomes of each parameter (heads apart) before the next one is read, such as
-            `jax.device_put`; so a model is not in memory twice.
+            `jax.device_put`; so a model is not in memory twice. The array is nobody else's.
 
     Raises:
         FileNotFoundError: the directory or one of its files is missing.
@@ -79,7 +79,7 @@ def read_model(
     if dtype is not None:
         dtype = float_dtype(dtype)
     try:
-        return _read_model(directory, dtype, place or np.asarray)
+        return _read_model(directory, dtype, place)
     except CheckpointError:
         raise
     except ValueError as error:
@@ -90,7 +90,7 @@ def read_model(
         raise CheckpointError(f"{directory}: {CONFIG} or {EXTRAS} is damaged ({reason})") from None
 
 
-def _read_model(directory: Path, dtype: Any, place: Callable[[np.ndarray], Any]) -> ModelFiles:
+def _read_model(directory: Path, dtype: Any, place: Place | None) -> ModelFiles:
     if not directory.is_dir():
         raise FileNotFoundError(f"no model directory {directory}")
     files.finish_replacing(directory)
@@ -161,7 +161,7 @@ def _stored_name(path: str, name: str, stored: set[str]) -> str:
 
 
 def _read_params(
-    config: BARTConfig, weights: Weights, used: set[str], place: Callable[[np.ndarray], Any]
+    config: BARTConfig, weights: Weights, used: set[str], place: Place | None
 ) -> Params:
     """The parameters of `config`; the names of their tensors are added to `used`."""
     stored = weights.names()
@@ -170,9 +170,11 @@ def _read_params(
         tensor = _stored_name(path, name, stored)
         used.add(tensor)
         if path == "final_logits_bias":
-            return place(weights.read(tensor, (1, *shape))[0])
-        torch_shape = shape[::-1] if name == "w" else shape
-        return place(tree.from_torch(name, weights.read(tensor, torch_shape)))
+            array = weights.read(tensor, (1, *shape))[0]
+        else:
+            torch_shape = shape[::-1] if name == "w" else shape
+            array = tree.from_torch(name, weights.read(tensor, torch_shape))
+        return array if place is None else tree.place_mapped(array, place)
 
     return tree.map_leaves(read, tree.parameter_shapes(config))
 

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from bart_hk.checkpoint.files import aligned
 from bart_hk.config import BARTConfig
+from bart_hk.torch_format import give_back, mapped_file
 
 Shapes = dict[str, dict[str, tuple[int, ...]]]
 Params = dict[str, dict[str, Any]]  # {module path: {parameter: array}}, Haiku's two-level dict
@@ -117,6 +119,31 @@ def map_leaves(
     for (path, name, _), result in zip(places, results, strict=True):
         mapped[path][name] = result
     return mapped
+
+
+def place_leaves(params: Mapping[str, Mapping[str, Any]], place: Callable[[Any], Any]) -> Params:
+    """What `place` makes of arrays that lie over a mapped file, of which nothing stays in memory.
+
+    So a model on its way to a device is never in memory twice. Other arrays are placed as they are.
+    """
+
+    def take(path: str, name: str, array: Any) -> Any:
+        return place_mapped(array, place)
+
+    return map_leaves(take, params)
+
+
+def place_mapped(array: Any, place: Callable[[Any], Any]) -> Any:
+    """`place` of an array, of whose mapped file, if it lies over one, nothing stays in memory."""
+    if not isinstance(array, np.ndarray) or mapped_file(array) is None:
+        return place(array)
+    own = array
+    if array.flags.c_contiguous:  # it could be taken over as it is, file and all
+        own = aligned(array.nbytes).view(array.dtype).reshape(array.shape)
+        np.copyto(own, array)
+    placed = place(own)
+    give_back(array)
+    return placed
 
 
 def torch_name(path: str, name: str) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 
 from bart_hk.checkpoint import files
 from bart_hk.errors import CheckpointError, shown
-from bart_hk.torch_format import read_torch
+from bart_hk.torch_format import give_back, read_torch
 
 WEIGHTS = "model.safetensors"
 TORCH_WEIGHTS = "pytorch_model.bin"  # the name until 2023; read where there is no safetensors
@@ -125,4 +125,8 @@ class Weights:
                 f"{file.path}: {stored} has shape {found}; the config asks for {shape}"
             )
         array = file.read(stored)
-        return array if self._dtype is None else array.astype(self._dtype, copy=False)
+        if self._dtype is None or array.dtype == self._dtype:
+            return array
+        converted = array.astype(self._dtype)
+        give_back(array)
+        return converted

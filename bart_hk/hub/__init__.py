@@ -6,8 +6,8 @@ from typing import Any
 
 from bart_hk.hub.arrays import collate_tokens
 from bart_hk.hub.interface import BARTHubInterface
-from bart_hk.hub.loaded import placing, resolve_device, resolve_dtype
-from bart_hk.hub.opening import open_model
+from bart_hk.hub.loaded import resolve_device, resolve_dtype
+from bart_hk.hub.opening import open_model, taking
 
 __all__ = ["BARTHubInterface", "BARTModel", "collate_tokens", "load"]
 
@@ -70,7 +70,7 @@ def load(
         max_positions=max_positions,
         new_symbols=new_symbols,
         overrides=overrides,
-        place=placing(dtype, device),
+        place=taking(dtype, device),
         revision=revision,
         cache_dir=cache_dir,
         force_reload=force_reload,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from bart_hk import zoo
@@ -18,8 +19,9 @@ from bart_hk.checkpoint.fairseq_file import (
 )
 from bart_hk.checkpoint.huggingface import CONFIG, read_model
 from bart_hk.checkpoint.model_files import ModelFiles
-from bart_hk.checkpoint.tree import parameter_shapes
+from bart_hk.checkpoint.tree import parameter_shapes, place_leaves
 from bart_hk.errors import CheckpointError
+from bart_hk.hub.loaded import placing
 from bart_hk.text import TextEncoder
 from bart_hk.text.fairseq_folder import read_labels
 
@@ -66,6 +68,9 @@ def open_model(
     else:
         members = [read_fairseq(path, overrides=overrides) for path in paths]
         text = _dictionary_of(members, directory, data, paths)
+        if place is not None:
+            for model in members:
+                model.params = place_leaves(model.params, place)
     _check_ensemble(members, paths or [])
     for model in members:
         if model.config.unk_token_id is None:  # config.json has no place for it
@@ -81,6 +86,20 @@ def open_model(
     if new_symbols:
         text = text.insert_symbols(new_symbols)
     return Opened(members, text)
+
+
+def taking(dtype: np.dtype, device: jax.Device | None) -> Place:
+    """What puts an array that nobody else has on `device` in `dtype`: on a CPU without copying it,
+    where jax can take it over as it is (`checkpoint.files.aligned`)."""
+    place = placing(dtype, device)
+
+    def take(array: np.ndarray) -> jax.Array:
+        if array.dtype != dtype:
+            return place(array)
+        # A copy is made in the background, and then memory of the next one is in use as well.
+        return jax.block_until_ready(jax.device_put(array, device))
+
+    return take
 
 
 def _find(

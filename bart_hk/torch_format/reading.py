@@ -17,7 +17,7 @@ from bart_hk.torch_format.objects import Namespace, Storage
 from bart_hk.torch_format.pickles import Node, Program
 from bart_hk.torch_format.writing import write_torch
 
-__all__ = ["Namespace", "read_torch", "write_torch"]
+__all__ = ["Namespace", "give_back", "mapped_file", "read_torch", "write_torch"]
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
@@ -52,6 +52,28 @@ def read_torch(path: str | Path, *, only: Collection[str] | None = None) -> Any:
     if source[:4] == zip_container.MAGIC:
         return _read_zip(source, path, only)
     return _read_legacy(source, path, only)
+
+
+def mapped_file(array: np.ndarray) -> Source | None:
+    """The file that `array` lies over, if it does."""
+    source: Any = array
+    while isinstance(source, np.ndarray):
+        source = source.base
+    return source if isinstance(source, mmap.mmap) else None
+
+
+def give_back(array: np.ndarray) -> None:
+    """Have the pages of the file that `array` lies over no longer count as this process's memory.
+
+    It stays what it was: who looks at it again has them read again. Other arrays are left alone.
+    """
+    source = mapped_file(array)
+    if source is None or not array.size:
+        return
+    low, high = np.lib.array_utils.byte_bounds(array)
+    start = np.frombuffer(source, np.uint8, 1).ctypes.data
+    first = (low - start) // mmap.PAGESIZE * mmap.PAGESIZE
+    source.madvise(mmap.MADV_DONTNEED, first, high - start - first)
 
 
 def _map(path: Path) -> Source:
