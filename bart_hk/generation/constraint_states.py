@@ -22,9 +22,9 @@ Array = jax.Array | np.ndarray
 Phrases = Sequence[Sequence[np.ndarray]]  # of each row, of each phrase: ids
 
 
-def rounded(size: int) -> int:
-    """The least power of two that is not below `size`."""
-    return 1 << max(size - 1, 0).bit_length()
+def rounded(size: int, least: int) -> int:
+    """The first power of two that is not below `size` nor the power of two `least`."""
+    return max(least, 1 << max(size - 1, 0).bit_length())
 
 
 class OrderedConstraints(NamedTuple):
@@ -53,7 +53,7 @@ class OrderedConstraints(NamedTuple):
         """Tables of `phrases` on the host; rows beyond them have none."""
         length = np.zeros(rows, np.int32)
         length[: len(phrases)] = [sum(map(len, row)) for row in phrases]
-        size = rounded(int(length.max(initial=0)) + 1)
+        size = rounded(int(length.max(initial=0)) + 1, 16)
         tokens = np.full((rows, size), -1, np.int32)
         start = np.zeros((rows, size), np.int32)
         edges: list[tuple[int, int, list[tuple[int, int]]]] = []
@@ -67,7 +67,7 @@ class OrderedConstraints(NamedTuple):
                     edges.append((b, begin + i, pairs))
                 begin += len(phrase)
             start[b, begin:] = begin
-        width = rounded(max((len(pairs) for _, _, pairs in edges), default=1))
+        width = rounded(max((len(pairs) for _, _, pairs in edges), default=1), 4)
         edge_tokens = np.full((rows, size, width), -1, np.int32)
         edge_targets = np.repeat(start[..., None], width, axis=2)
         for b, position, pairs in edges:
@@ -149,13 +149,13 @@ class UnorderedConstraints(NamedTuple):
     def of(cls, phrases: Phrases, rows: int) -> "UnorderedConstraints":
         """Tables of `phrases` on the host; rows beyond them have none."""
         tries = [_Trie(row) for row in phrases]
-        size = rounded(max((len(trie.parent) for trie in tries), default=1))
+        size = rounded(max((len(trie.parent) for trie in tries), default=1), 16)
         parent = np.full((rows, size), -1, np.int32)
         token = np.full((rows, size), -1, np.int32)
         depth, ends, below = (np.zeros((rows, size), np.int32) for _ in range(3))
         path = np.zeros((rows, size, size), np.bool_)
         offers = [trie.offers() for trie in tries]
-        width = rounded(max((len(ids) for offer in offers for ids in offer), default=1))
+        width = rounded(max((len(ids) for offer in offers for ids in offer), default=1), 4)
         offered = np.full((rows, size, width), -1, np.int32)
         count = np.zeros(rows, np.int32)
         count[: len(phrases)] = [len(row) for row in phrases]

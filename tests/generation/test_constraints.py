@@ -462,7 +462,7 @@ def test_other_phrases_of_about_the_same_size_compile_nothing_again(ordered):
 
     rng = np.random.default_rng(0)
     for rows in (1, 2, 3):
-        for words in (5, 6, 7):
+        for words in (1, 4, 7):
             phrases = [[rng.integers(3, 100, words), rng.integers(3, 100, 8)] for _ in range(rows)]
             program(compile_constraints(phrases, ordered, 3))
     assert program._cache_size() == 1
