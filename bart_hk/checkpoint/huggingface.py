@@ -37,7 +37,9 @@ HEADS = "heads.safetensors"
 EXTRAS = "bart_hk.json"
 
 _FORMAT = 1  # of bart_hk.json
-_OTHER_GENERATION = "generation_config"  # key in `extras` of what we keep for transformers alone
+# Keys in `extras` of what we keep for transformers alone.
+_OTHER_GENERATION = "generation_config"
+_MODEL_TYPE = "model_type"  # "plbart", which computes what a BART does
 _HEAD_PREFIX = "classification_head"  # of the head's tensors in a BartForSequenceClassification
 UNNAMED_HEAD = "classification_head"  # what we call such a head if `bart_hk.json` does not say
 # Copies of the embedding table that a tied model may store as well.
@@ -144,6 +146,8 @@ def _read_model(directory: Path, dtype: Any, place: Place | None) -> ModelFiles:
     others = {k: v for k, v in (generation or {}).items() if k not in not_settings}
     if others:
         more[_OTHER_GENERATION] = others
+    if content.get("model_type") == "plbart":
+        more[_MODEL_TYPE] = "plbart"
     return ModelFiles(config, params, heads, more)
 
 
@@ -258,7 +262,8 @@ def write_model(
         params: as `tree.parameter_shapes(config)`, numpy's or jax's arrays, of any float dtype.
         heads: named classification heads.
         extras: more for `bart_hk.json`, such as generation defaults; `read_model` returns them.
-            "generation_config" goes to `generation_config.json`.
+            "generation_config" goes to `generation_config.json`, a "model_type" of "plbart" to
+            `config.json`.
         head: the name of a head; then a (M)BartForSequenceClassification with that head is written
             instead of a (M)BartForConditionalGeneration.
         also: writes more files (a tokenizer's) into the folder it gets; they are part of the save.
@@ -293,7 +298,8 @@ def write_model(
     }
     more = dict(extras or {})
     generation = {**more.pop(_OTHER_GENERATION, {}), **generation_to_json(config)}
-    content = config_to_json(config, heads[head] if head else None, dtype)
+    plbart = more.pop(_MODEL_TYPE, None) == "plbart"
+    content = config_to_json(config, heads[head] if head else None, dtype, plbart=plbart)
     with files.replacing(directory) as staging:
         files.write_json(staging / CONFIG, content)
         files.write_json(staging / GENERATION_CONFIG, generation)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bart_hk.checkpoint.model_files import HeadFiles
-from bart_hk.config import BARTConfig
+from bart_hk.config import BARTConfig, architecture
 
 # The only map from our config to Hugging Face's. Their defaults for absent keys are BARTConfig's.
 _KEYS = {
@@ -34,6 +34,10 @@ _KEYS = {
     "eos_token_id": "eos_token_id",
 }
 _DEFAULTS = BARTConfig()
+# transformers' PLBartConfig has defaults of its own.
+_PLBART_DEFAULTS = architecture("bart_base", vocab_size=50005, no_scale_embedding=False)
+# The model types that can be read, and their classes' first part.
+KINDS = {"bart": "Bart", "mbart": "MBart", "plbart": "PLBart", "bart_hk": "BartHk"}
 GENERATION_IDS = (
     "bos_token_id",
     "pad_token_id",
@@ -53,14 +57,15 @@ def config_from_json(
     taken from either.
 
     Raises:
-        ValueError: no BART or mBART, or a value of the wrong type or range.
+        ValueError: no BART, mBART or PLBart, or a value of the wrong type or range.
     """
     kind = config.get("model_type")
-    if kind not in ("bart", "mbart", "bart_hk"):
-        raise ValueError(f"model_type {kind!r} is not one that can be read: bart, mbart, bart_hk")
+    if kind not in KINDS:
+        raise ValueError(f"model_type {kind!r} is not one that can be read: {', '.join(KINDS)}")
+    defaults = _PLBART_DEFAULTS if kind == "plbart" else _DEFAULTS
     values: dict[str, Any] = {}
     for field, key in _KEYS.items():
-        default = getattr(_DEFAULTS, field)
+        default = getattr(defaults, field)
         value = config.get(key, str(default) if isinstance(default, str) else default)
         kind_of_value = str if isinstance(default, str) else type(default)
         if kind_of_value is float and type(value) is int:
@@ -68,7 +73,7 @@ def config_from_json(
         if type(value) is not kind_of_value:  # exactly: a bool is an int to isinstance
             raise ValueError(f"{key} is {value!r}, which is no {kind_of_value.__name__}")
         values[field] = value
-    values["no_scale_embedding"] = not config.get("scale_embedding", False)
+    values["no_scale_embedding"] = not config.get("scale_embedding", kind == "plbart")
     # Untied in transformers means that nothing is tied once weights have been loaded.
     tied = bool(config.get("tie_word_embeddings", True))
     values["share_all_embeddings"] = values["share_decoder_input_output_embed"] = tied
@@ -79,8 +84,8 @@ def config_from_json(
     values["unk_token_id"] = 3 if fairseq_ids <= values.items() else None
 
     eos = values["eos_token_id"]
-    # transformers' BartConfig has a default, its MBartConfig none; without one <s> is the start.
-    start = config.get("decoder_start_token_id", None if kind == "mbart" else eos)
+    # transformers' BartConfig has a default, the others none; without one <s> is the start.
+    start = config.get("decoder_start_token_id", None if kind in ("mbart", "plbart") else eos)
     forced_bos = config.get("forced_bos_token_id")
     if forced_bos is None and config.get("force_bos_token_to_be_generated"):  # its name in 2020
         forced_bos = values["bos_token_id"]
@@ -114,17 +119,24 @@ def transformers_lacks(config: BARTConfig) -> list[str]:
 
 
 def config_to_json(
-    config: BARTConfig, head: HeadFiles | None = None, dtype: str = "float32"
+    config: BARTConfig,
+    head: HeadFiles | None = None,
+    dtype: str = "float32",
+    *,
+    plbart: bool = False,
 ) -> dict[str, Any]:
     """The `config.json` of a model for conditional generation or, with `head`, for classification.
+
+    `plbart` gives it the name that a BART of programming languages has in transformers, if it is
+    one that normalises where a BART does.
 
     Raises:
         ValueError: transformers has no such classification head.
     """
     lacking = transformers_lacks(config)
     pre_norm = config.decoder_normalize_before
-    kind = "bart_hk" if lacking else "mbart" if pre_norm else "bart"
-    prefix = {"bart": "Bart", "mbart": "MBart", "bart_hk": "BartHk"}[kind]
+    kind = "bart_hk" if lacking else "mbart" if pre_norm else "plbart" if plbart else "bart"
+    prefix = KINDS[kind]
     content: dict[str, Any] = {
         "architectures": [
             prefix + ("ForSequenceClassification" if head else "ForConditionalGeneration")

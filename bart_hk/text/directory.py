@@ -16,7 +16,14 @@ from bart_hk.text.gpt2_bpe import (
     gpt2_symbols,
     read_merges,
 )
-from bart_hk.text.sentencepiece import FAIRSEQ_IDS, OWN_IDS, SHIFTED_LAYOUTS, SentencePieceBPE
+from bart_hk.text.sentencepiece import (
+    FAIRSEQ_IDS,
+    OWN_IDS,
+    PLBART,
+    PLBART_LANGUAGES,
+    SHIFTED_LAYOUTS,
+    SentencePieceBPE,
+)
 from bart_hk.text.tokenizer_json import TokenizerJSON
 
 _DICTIONARIES = ("dict.txt", "dict.source.txt")
@@ -144,12 +151,24 @@ def _load_fairseq(
 
 def _load_pieces(path: Path, model_file: Path, layout: str) -> Tokenizer:
     bpe = SentencePieceBPE(model_file)
-    dictionary = bpe.dictionary(layout)
+    languages = _plbart_languages(path) if layout == PLBART else None
+    dictionary = bpe.dictionary(layout, languages)
     if layout == OWN_IDS:
         added = _added_tokens(path, dictionary.indices)
         words = {name: getattr(dictionary, f"{name}_word") for name in ("bos", "pad", "eos", "unk")}
         dictionary = Dictionary.from_symbols(token_ids(dictionary.indices | added), **words)
     return Tokenizer(bpe, dictionary, _special_words(path)["mask"], layout)
+
+
+def _plbart_languages(path: Path) -> Sequence[str]:
+    """The languages that a PLBart's tokenizer has symbols for."""
+    kind = _read_json(path / "tokenizer_config.json").get("language_codes", "base")
+    if kind not in PLBART_LANGUAGES:
+        raise ValueError(
+            f"{path / 'tokenizer_config.json'}: language_codes is {kind!r}; a PLBart has "
+            + " or ".join(map(repr, PLBART_LANGUAGES))
+        )
+    return PLBART_LANGUAGES[kind]
 
 
 def _byte_level(
@@ -259,6 +278,9 @@ def _settings(tokenizer: Tokenizer) -> dict[str, Any]:
         settings[f"{name}_token"] = word if word in dictionary else None
     if isinstance(bpe, GPT2BPE):
         settings["add_prefix_space"] = bpe.add_prefix_space
+    if tokenizer_class == PLBART:
+        every = all(code in dictionary for code in PLBART_LANGUAGES["multi"])
+        settings["language_codes"] = "multi" if every else "base"
     return settings
 
 
@@ -297,7 +319,7 @@ def _tokenizer_class(path: Path) -> str:
     named = _read_json(path / "tokenizer_config.json").get("tokenizer_class")
     named = named or config.get("tokenizer_class")
     if named is None:
-        return "MBartTokenizer" if config.get("model_type") == "mbart" else OWN_IDS
+        return {"mbart": "MBartTokenizer", "plbart": PLBART}.get(config.get("model_type"), OWN_IDS)
     return str(named).removesuffix("Fast")
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from bart_hk.text.dictionary import Dictionary
 from bart_hk.text.gpt2_bpe import BYTE_ALPHABET, GPT2_SIZES, GPT2BPE
-from bart_hk.text.sentencepiece import SHIFTED_LAYOUTS, SentencePieceBPE
+from bart_hk.text.sentencepiece import PLBART_LANGUAGES, SHIFTED_LAYOUTS, SentencePieceBPE
 
 MASK = "<mask>"
 LABELS = Path("label", "dict.txt")
@@ -203,7 +203,8 @@ def save_fairseq(
 
 def _languages(symbols: Sequence[str]) -> list[str]:
     """The languages' symbols at the end of a dictionary, `[en_XX]` or as mBART's tokenizers say."""
-    named = {code for codes in SHIFTED_LAYOUTS.values() for code in codes}
+    every = (*SHIFTED_LAYOUTS.values(), *PLBART_LANGUAGES.values())
+    named = {code for codes in every for code in codes}
     bracketed = list(itertools.takewhile(lambda s: re.fullmatch(r"\[\w+\]", s), reversed(symbols)))
     plain = list(itertools.takewhile(named.__contains__, reversed(symbols)))
     return max(bracketed, plain, key=len)[::-1]

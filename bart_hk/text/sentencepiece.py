@@ -25,6 +25,8 @@ _MBART50 = (
     "th_TH", "tl_XX", "uk_UA", "ur_PK", "xh_ZA", "gl_ES", "sl_SI",
 )
 # fmt: on
+PLBART = "PLBartTokenizer"
+_PLBART = ("__java__", "__python__", "__en_XX__")
 
 # The codes that follow the pieces in the layouts that shift a model's ids to fairseq's four special
 # symbols; `<mask>` comes last in all of them.
@@ -32,6 +34,12 @@ SHIFTED_LAYOUTS = {
     "MBartTokenizer": _MBART,
     "MBart50Tokenizer": _MBART50,
     "XLMRobertaTokenizer": (),
+    PLBART: _PLBART,
+}
+# PLBart's, by the `language_codes` in its `tokenizer_config.json`.
+PLBART_LANGUAGES = {
+    "base": _PLBART,
+    "multi": (*_PLBART, "__javascript__", "__php__", "__ruby__", "__go__"),
 }
 # The layout with the ids of the model itself, and the one with those of a fairseq dictionary.
 OWN_IDS = "BarthezTokenizer"
@@ -70,13 +78,15 @@ class SentencePieceBPE:
         """Whether a piece starts a word; fairseq's special symbols do."""
         return symbol in ("<s>", "<pad>", "</s>", "<unk>") or symbol.startswith("\u2581")
 
-    def dictionary(self, layout: str) -> Dictionary:
+    def dictionary(self, layout: str, languages: Sequence[str] | None = None) -> Dictionary:
         """The ids that a transformers class gives to the pieces.
+
+        `languages` are codes in place of those that the class has by default.
 
         Raises ValueError for a class that is neither in `SHIFTED_LAYOUTS` nor `OWN_IDS`.
         """
         if layout in SHIFTED_LAYOUTS:
-            codes = SHIFTED_LAYOUTS[layout]
+            codes = SHIFTED_LAYOUTS[layout] if languages is None else languages
             specials = ("<s>", "<pad>", "</s>", "<unk>")
             return Dictionary.from_symbols([*specials, *self.symbols[3:], *codes, "<mask>"])
         if layout != OWN_IDS:

@@ -340,6 +340,30 @@ def test_start_mode(config, generation, start, forced):
     assert (found.forced_bos_token_id, found.forced_eos_token_id) == forced
 
 
+def test_a_plbart_stays_one(tmp_path, small, random_params, random_head, assert_equal):
+    """transformers' name for a BART of programming languages, whose defaults are its own."""
+    config = config_from_json({"model_type": "plbart"})
+    assert (config.vocab_size, config.encoder_embed_dim, config.encoder_layers) == (50005, 768, 6)
+    assert (config.decoder_attention_heads, config.decoder_ffn_embed_dim) == (12, 3072)
+    assert not config.no_scale_embedding and not config.encoder_normalize_before
+    assert config.decoder_start_token_id == 0 and config.forced_bos_token_id is None
+
+    config = small(no_scale_embedding=False, decoder_start_token_id=7, forced_bos_token_id=None)
+    params, heads = random_params(config), {"mood": random_head()}
+    for head, kind in ((None, "ConditionalGeneration"), ("mood", "SequenceClassification")):
+        write_model(tmp_path, config, params, heads, {"model_type": "plbart"}, head=head)
+        about = json.loads((tmp_path / "config.json").read_text())
+        assert about["architectures"] == [f"PLBartFor{kind}"]
+        assert about["model_type"] == "plbart"
+        found = read_model(tmp_path)
+        assert found.config == config and found.extras == {"model_type": "plbart"}
+        assert_equal(found.params, params)
+        assert_equal(found.heads["mood"].params, heads["mood"].params)
+    # An mBART by structure is none.
+    write_model(tmp_path, small(**PRE_NORM), random_params(small(**PRE_NORM)), extras=found.extras)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "mbart"
+
+
 def test_the_unknown_id_is_known_only_in_fairseqs_layout():
     assert config_from_json({"model_type": "bart"}).unk_token_id == 3
     assert config_from_json({"model_type": "bart", "pad_token_id": 0}).unk_token_id is None

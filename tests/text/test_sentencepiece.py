@@ -94,8 +94,30 @@ def test_layouts_that_shift_the_models_ids(tmp_path, model, settings, codes):
     check_saved(encoder, tmp_path / "saved")
 
 
+@pytest.mark.parametrize(("kind", "languages"), [("base", 3), ("multi", 7), (None, 3)])
+def test_plbarts_languages(tmp_path, model, kind, languages):
+    settings = {"tokenizer_class": "PLBartTokenizer", "language_codes": kind}
+    directory(tmp_path, model, **{key: value for key, value in settings.items() if value})
+    encoder = TextEncoder.load(tmp_path)
+    assert (len(encoder.dictionary), encoder.mask_id) == (202 + languages, 201 + languages)
+    assert encoder.dictionary.symbols[201:204] == ["__java__", "__python__", "__en_XX__"]
+    check_saved(encoder, tmp_path / "saved")
+    about = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+    assert about["language_codes"] == (kind or "base")
+    # Those who were fine-tuned on the languages have no <mask>.
+    assert encoder.fit(201 + languages).mask_id is None
+
+
+def test_unknown_plbart_languages(tmp_path, model):
+    settings = {"tokenizer_class": "PLBartTokenizer", "language_codes": "cobol"}
+    with pytest.raises(ValueError, match="language_codes is 'cobol'; a PLBart has 'base' or"):
+        TextEncoder.load(directory(tmp_path, model, **settings))
+
+
 def test_the_class_may_stand_in_the_models_config(tmp_path, model):
     directory(tmp_path, model)
+    (tmp_path / "config.json").write_text('{"model_type": "plbart"}')
+    assert TextEncoder.load(tmp_path).tokenizer_class == "PLBartTokenizer"
     (tmp_path / "config.json").write_text('{"model_type": "mbart"}')
     assert TextEncoder.load(tmp_path).tokenizer_class == "MBartTokenizer"
     (tmp_path / "config.json").write_text(
@@ -128,10 +150,8 @@ def test_what_a_bare_model_lacks_can_be_added(tmp_path, model):
 
 
 def test_what_is_not_known_is_named(tmp_path, model):
-    with pytest.raises(
-        ValueError, match="'PLBartTokenizer' is not known, so the ids of its pieces"
-    ):
-        TextEncoder.load(directory(tmp_path, model, tokenizer_class="PLBartTokenizer"))
+    with pytest.raises(ValueError, match="'NllbTokenizer' is not known, so the ids of its pieces"):
+        TextEncoder.load(directory(tmp_path, model, tokenizer_class="NllbTokenizer"))
     (tmp_path / "dict.txt").write_text("other 1\nwords 1\n")
     with pytest.raises(ValueError, match="are not those of sentencepiece.bpe.model"):
         TextEncoder.load(tmp_path)
