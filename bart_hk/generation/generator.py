@@ -3,26 +3,33 @@
 Shapes: B batch, W beam width, V vocabulary, S source length, T target length.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from bart_hk.data.batching import buckets_up_to, pad_rows
-from bart_hk.generation import search
-from bart_hk.generation.lists import (
-    BATCH_SIZE,
-    MAX_TOKENS,
-    Hypothesis,
-    checked_rows,
-    hypothesis,
-    plan,
-)
+from bart_hk.generation import alignment, contrastive, search, trie
+from bart_hk.generation.conditions import AllowedTokens, allowed_mask
+from bart_hk.generation.constraints import initial_states
+from bart_hk.generation.lists import BATCH_SIZE, MAX_TOKENS, Hypothesis, hypothesis, plan
 from bart_hk.generation.options import GenerationOptions
-from bart_hk.generation.search import Limits, Rules, State
-from bart_hk.model import BART, Ensemble
+from bart_hk.generation.request import Request
+from bart_hk.generation.state import (
+    Ended,
+    Extra,
+    LanguageModel,
+    Limits,
+    Rules,
+    State,
+    begin,
+    grow,
+    read_out,
+)
+from bart_hk.model import BART, EncoderOutput, Ensemble
 
 # Room for target tokens is made in stages, so that a short output never pays for a long cache.
 STAGES = (32, 64, 128, 256, 512, 1024)
@@ -32,16 +39,21 @@ class Generator:
     """Generates with a network or an ensemble, and keeps what it has compiled.
 
     Shapes come from short lists: sources from `bart_hk.data.batching.LENGTH_BUCKETS`, room for
-    targets from `STAGES`, rows of a batch from `plan_shapes`. Only those, the beam width,
-    `no_repeat_ngram_size` and whether there is a temperature lead to another compilation; every
-    other option is an argument of the compiled program.
+    targets from `STAGES`, rows of a batch from `plan_shapes`, the rest from powers of two. Only
+    those and what `bart_hk.generation.state.Rules` holds lead to another compilation; every other
+    option is an argument of the compiled program.
     """
 
     def __init__(self, bart: BART | Ensemble) -> None:
         self.bart: Any = bart  # the two have the same methods
         self._stepping: tuple[list[jax.Array], Any] = ([], {})
         self._for_steps = jax.jit(bart.for_steps)
-        self._begin = jax.jit(self._encode_and_begin, static_argnames=("beam", "length"))
+        self._begin = jax.jit(
+            self._encode_and_begin, static_argnames=("is_restricted", "rules", "length")
+        )
+        self._begin_encoded = jax.jit(
+            self._begin_search, static_argnames=("is_restricted", "rules", "length")
+        )
         self._grow = jax.jit(self._grow_to, static_argnames=("beam", "length"))
         self._search = jax.jit(self._run, static_argnames="rules", donate_argnames="state")
 
@@ -51,6 +63,11 @@ class Generator:
         rows: Sequence[np.ndarray],
         options: GenerationOptions,
         *,
+        prefix_tokens: Sequence[Any] | None = None,
+        constraints: Any = None,
+        prefix_allowed_tokens_fn: AllowedTokens | None = None,
+        lm: LanguageModel | None = None,
+        encoder_out: Any = None,
         max_tokens: int = MAX_TOKENS,
         batch_size: int = BATCH_SIZE,
         attention: bool = True,
@@ -59,13 +76,29 @@ class Generator:
         """The hypotheses of each source, best first; entry i belongs to `rows[i]`.
 
         A row's result does not depend on the rows around it. Hypotheses of exactly equal score keep
-        the order in which they ended. There are `options.beam` of them (at most V - 1), or fewer
-        where the options leave fewer to be found.
+        the order in which they ended. There are `options.nbest` of them, or `options.beam` (at most
+        V - 1), or fewer where the options leave fewer to be found.
 
         Args:
             params: of `bart`; of an ensemble those of each member.
             rows: int arrays [S_i] of source ids, with their `<s>` and `</s>`, without padding.
             options: of the search.
+            prefix_tokens: int array of each row, the first generated tokens, with `<s>` where the
+                model writes one, and without the decoder's start token; padding does not count. By
+                default the token that the model or `options` force, if any.
+            constraints: of each row the phrases that its hypotheses must hold, as int arrays; or
+                fairseq's packed tensor of them. In any order unless `options.constraints` says
+                "ordered".
+            prefix_allowed_tokens_fn: what may come next, given the row's number and its ids so far,
+                the decoder's start token first. A function makes the search stop at every token; a
+                `bart_hk.generation.trie.Trie` is compiled into it. As in fairseq, a beam search
+                then looks at `beam` candidates, and an ended hypothesis leaves its place empty.
+            lm: a language model whose log probabilities, times `options.lm_weight`, are added to
+                the decoder's: a function of int32 [N, T] tokens, the decoder's start token first,
+                and of how many of them count, to float32 [N, V]. It is compiled with the search, so
+                it is made of jax and pure, and the same function is compiled once.
+            encoder_out: what `bart.encode` gives for the rows, padded to one length (of an ensemble
+                for each member); then nothing is encoded here.
             max_tokens: bound on the padded source tokens of a batch.
             batch_size: bound on the rows of a batch.
             attention: False leaves "attention" empty: long lists then take less memory.
@@ -76,53 +109,107 @@ class Generator:
             and without the decoder's start token:
             "tokens": int32 [N];
             "score": float32, the sum of the positional scores over N ** lenpen;
-            "positional_scores": float32 [N], log probabilities;
+            "positional_scores": float32 [N], log probabilities, with what diversity and language
+            model add to them;
             "attention": float32 [S_i, N], the last layer's attention to the source, averaged over
             its heads;
-            "alignment": an empty array, as in fairseq unless alignments are asked for.
+            "alignment": `bart_hk.generation.alignment`'s, if `options.print_alignment`; else empty.
 
         Raises:
-            ValueError: a source is empty, too long or holds an id outside the vocabulary, or the
-                options leave it no possible length (`GenerationOptions.length_limits`).
+            ValueError: a source, a prefix or a constraint is empty, too long or holds an id outside
+                the vocabulary; the options leave it no possible length
+                (`GenerationOptions.length_limits`) or do not go together.
         """
-        config = self.bart.config
-        sources = checked_rows("input", rows, config.max_source_positions, config.vocab_size)
-        lengths = [len(row) for row in sources]
-        min_len, max_len = options.length_limits(lengths, config.max_target_positions)
-        if options.unkpen and config.unk_token_id is None:
-            raise ValueError(f"unkpen={options.unkpen} has no meaning: this model has no <unk>")
-        rules = Rules(
-            beam=min(options.beam, config.vocab_size - 1),
-            eos=config.eos_token_id,
-            pad=config.pad_token_id,
-            unk=config.unk_token_id,
-            forced=config.forced_bos_token_id,
-            no_repeat_ngram_size=options.no_repeat_ngram_size,
-            tempered=options.temperature != 1.0 and not isinstance(self.bart, Ensemble),
+        request = Request.make(
+            self.bart.config,
+            rows,
+            options,
+            is_ensemble=isinstance(self.bart, Ensemble),
+            prefix_tokens=prefix_tokens,
+            constraints=constraints,
+            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+            lm=lm,
         )
-        results: list[list[Hypothesis]] = [[]] * len(sources)
-        planned = plan(lengths, config.max_source_positions, max_tokens, batch_size)
-        with tqdm(total=len(sources), disable=not progress, unit="input") as bar:
+        lengths = [len(row) for row in request.sources]
+        positions = self.bart.config.max_source_positions
+        planned = plan(lengths, positions, max_tokens, batch_size)
+        if encoder_out is not None:
+            encoder_out = _checked_encoding(encoder_out, lengths)
+            planned = _plan_encoded(encoder_out, max_tokens, batch_size)
+        with_attention = attention or options.print_alignment is not None
+        results: list[list[Hypothesis]] = [[]] * len(lengths)
+        with tqdm(total=len(lengths), disable=not progress, unit="input") as bar:
             for batch, (count, width) in planned:
-                src_tokens = pad_rows([sources[i] for i in batch], rules.pad, width, count)
-                room = (0, count - len(batch))
-                limits = Limits(
-                    min_len=np.pad(min_len[batch], room),
-                    max_len=np.pad(max_len[batch], room),
-                    temperature=np.asarray(options.temperature, np.float32),
-                    unkpen=np.asarray(options.unkpen, np.float32),
-                    free_eos=np.asarray(options.match_source_len),
-                )
-                state = self._search_batch(params, src_tokens, len(batch), limits, rules)
-                state = state._replace(cache=None)
-                if not attention:
+                limits = request.limits(batch, count, self.bart.config.vocab_size)
+                source = self._source(request, encoder_out, batch, count, width)
+                state = self._started(params, source, len(batch), limits, request.rules)
+                if request.allowed is None:
+                    state = self._searched(params, state, limits, request.rules)
+                else:
+                    state = self._asking(params, state, limits, request, batch)
+                state = state._replace(cache=None, extra=Extra())
+                if not with_attention:
                     state = state._replace(attention=None)
                 state = jax.device_get(state)
                 for row, i in enumerate(batch):
-                    found = search.read_out(state, row, lengths[i], rules.eos)
-                    results[i] = _hypotheses(found, options)
+                    found = read_out(state, row, lengths[i], request.rules.eos)
+                    results[i] = self._hypotheses(found, request.sources[i], options, attention)
                 bar.update(len(batch))
         return results
+
+    def stream(
+        self,
+        params: Any,
+        row: np.ndarray,
+        options: GenerationOptions,
+        *,
+        prefix_tokens: Any = None,
+    ) -> Iterator[int]:
+        """The generated ids of one source, `</s>` last, each as soon as it is known.
+
+        They are those of `generate`, whose arguments these are, for a single row.
+
+        Raises:
+            ValueError: as for `generate`; or the options ask for more than greedy search or one
+                sample, whose tokens may still change.
+        """
+        if options.beam != 1 or options.beam_sampling or options.penalty_alpha:
+            raise ValueError(
+                "a stream follows one hypothesis, by greedy search or sampling: it needs beam=1 "
+                f"and no other method, not beam={options.beam}"
+            )
+        request = Request.make(
+            self.bart.config,
+            [row],
+            options,
+            is_ensemble=isinstance(self.bart, Ensemble),
+            prefix_tokens=None if prefix_tokens is None else [prefix_tokens],
+        )
+        return self._tokens(params, request)
+
+    def _tokens(self, params: Any, request: Request) -> Iterator[int]:
+        lengths = [len(row) for row in request.sources]
+        ((batch, (count, width)),) = plan(lengths, self.bart.config.max_source_positions, 1, 1)
+        limits = request.limits(batch, count, self.bart.config.vocab_size)
+        source = self._source(request, None, batch, count, width)
+        state = self._started(params, source, 1, limits, request.rules)
+        while True:
+            state = self._searched(params, state, limits, request.rules, until=int(state.step) + 1)
+            if bool(state.done[0]):
+                if int(state.ended[0]):
+                    yield request.rules.eos
+                return
+            yield int(state.token[0, 0])
+
+    def _source(
+        self, request: Request, encoder_out: Any, batch: np.ndarray, count: int, width: int
+    ) -> Any:
+        """Of one batch, filled up to `count` rows: int32 [B, S] ids, or what was encoded."""
+        if encoder_out is None:
+            rows = [request.sources[i] for i in batch]
+            return pad_rows(rows, request.rules.pad, width, count)
+        index = np.pad(batch, (0, count - len(batch)))
+        return jax.tree.map(lambda x: x[index], encoder_out)
 
     def _step_params(self, params: Any) -> Any:
         """`params` for the steps of a search, kept for as long as the same arrays come."""
@@ -132,59 +219,180 @@ class Generator:
             self._stepping = (leaves, self._for_steps(params))
         return self._stepping[1]
 
-    def _search_batch(
-        self, params: Any, src_tokens: np.ndarray, real_rows: int, limits: Limits, rules: Rules
+    def _stages(self) -> tuple[int, ...]:
+        return buckets_up_to(self.bart.config.max_target_positions, STAGES)
+
+    def _started(
+        self, params: Any, source: Any, real_rows: int, limits: Limits, rules: Rules
     ) -> State:
-        """The finished search of one batch, of which the first `real_rows` are not padding."""
-        stages = buckets_up_to(self.bart.config.max_target_positions, STAGES)
+        """The state before the first step, in which only the first `real_rows` take part."""
+        encode = self._begin if isinstance(source, np.ndarray) else self._begin_encoded
+        rows = len(jax.tree.leaves(source)[0])
+        return encode(
+            params,
+            source,
+            np.arange(rows) < real_rows,
+            limits.constraints,
+            is_restricted=limits.trie is not None,
+            rules=rules.at_the_beginning,
+            length=self._stages()[0],
+        )
+
+    def _searched(
+        self,
+        params: Any,
+        state: State,
+        limits: Limits,
+        rules: Rules,
+        until: int | None = None,
+    ) -> State:
+        """The state at step `until`, or when every row is done."""
+        stages = self._stages()
         steps = int(limits.max_len.max()) + 1
-        real = np.arange(len(src_tokens)) < real_rows
-        state = self._begin(params, src_tokens, real, beam=rules.beam, length=stages[0])
+        steps = steps if until is None else min(until, steps)
         step_params = self._step_params(params)
-        state = self._search(step_params, state, limits, rules=rules)
-        for room, length in zip(stages, stages[1:], strict=False):
+        while True:
+            room = state.tokens.shape[1]
+            bounded = limits._replace(until=np.int32(min(steps, room)))
+            state = self._search(step_params, state, bounded, rules=rules)
             if room >= steps or bool(state.done.all()):
-                break
+                return state
+            length = stages[stages.index(room) + 1]
             state = self._grow(state, beam=rules.beam, length=length)
-            state = self._search(step_params, state, limits, rules=rules)
+
+    def _asking(
+        self, params: Any, state: State, limits: Limits, request: Request, batch: np.ndarray
+    ) -> State:
+        """The finished search, where a function on the host says at each step what is allowed."""
+        rules, vocabulary = request.rules, self.bart.config.vocab_size
+        assert request.allowed is not None
+        for step in range(int(limits.max_len.max()) + 1):
+            carried = (state.tokens, state.lineage, state.token, state.score, state.done)
+            tokens, lineage, token, score, done = jax.device_get(carried)
+            held = np.take_along_axis(tokens, lineage.swapaxes(1, 2), 2).swapaxes(1, 2)[:, :, :step]
+            held = np.concatenate([held, token[..., None]], axis=2)
+            alive = (score > -np.inf) & ~done[:, None]
+            # Forced tokens are nobody's choice.
+            width = limits.prefix.shape[1]
+            forced = step < width and limits.prefix[:, min(step, width - 1)] >= 0
+            alive &= ~np.broadcast_to(forced, done.shape)[:, None]
+            mask = allowed_mask(request.allowed, batch, held, alive, vocabulary)
+            mask |= ~alive[..., None]
+            asked = limits._replace(allowed=mask)
+            state = self._searched(params, state, asked, rules, until=step + 1)
+            if bool(state.done.all()):
+                break
         return state
+
+    def _hypotheses(
+        self,
+        found: list[Ended],
+        source: np.ndarray,
+        options: GenerationOptions,
+        attention: bool,
+    ) -> list[Hypothesis]:
+        """fairseq's hypotheses, best first."""
+        config = self.bart.config
+        lengths = np.array([len(ended.tokens) for ended in found], np.float64)
+        totals = np.array([ended.scores[-1] for ended in found], np.float32)
+        divisors = np.ones_like(lengths) if options.unnormalized else lengths**options.lenpen
+        scores = totals / divisors.astype(np.float32)
+        results = []
+        for i in np.argsort(-scores, kind="stable")[: options.nbest or None]:
+            tokens, weights = found[i].tokens, found[i].attention
+            pairs: Any = None
+            if options.print_alignment == "hard":
+                ids = {"pad": config.pad_token_id, "eos": config.eos_token_id}
+                pairs = alignment.hard(weights, source, tokens, **ids)
+            elif options.print_alignment == "soft":
+                pairs = alignment.soft(weights, source, tokens, pad=config.pad_token_id)
+            each = np.diff(found[i].scores, prepend=np.float32(0))
+            kept = weights if attention else None
+            results.append(hypothesis(tokens, scores[i], each, kept, pairs))
+        return results
 
     # The methods below are compiled.
 
     def _encode_and_begin(
-        self, params: Any, src_tokens: jax.Array, real: jax.Array, beam: int, length: int
+        self,
+        params: Any,
+        src_tokens: jax.Array,
+        real: jax.Array,
+        constraints: Any,
+        is_restricted: bool,
+        rules: Rules,
+        length: int,
     ) -> State:
-        cache = self.bart.start(params, self.bart.encode(params, src_tokens), beam, length)
-        start = self.bart.config.decoder_start_token_id
-        return search.begin(real, src_tokens.shape[1], length, cache, beam, start)
+        encoded = self.bart.encode(params, src_tokens)
+        return self._begin_search(params, encoded, real, constraints, is_restricted, rules, length)
+
+    def _begin_search(
+        self,
+        params: Any,
+        encoded: Any,
+        real: jax.Array,
+        constraints: Any,
+        is_restricted: bool,
+        rules: Rules,
+        length: int,
+    ) -> State:
+        config, beam, batch = self.bart.config, rules.beam, real.shape[0]
+        cache = self.bart.start(params, encoded, beam, length)
+        extra = Extra()
+        if rules.method == "groups":
+            extra = extra._replace(overlap=jnp.zeros((batch, rules.groups, rules.groups)))
+        elif rules.method == "contrastive":
+            extra = contrastive.begin(batch, beam, length, config.encoder_embed_dim)
+        if constraints is not None:
+            extra = extra._replace(constraints=initial_states(constraints, beam))
+        if is_restricted:
+            extra = extra._replace(nodes=trie.start(batch, beam))
+        width = jax.tree.leaves(encoded)[0].shape[1]
+        start = config.decoder_start_token_id
+        return begin(real, width, length, cache, rules, start, extra)
 
     def _grow_to(self, state: State, beam: int, length: int) -> State:
-        return search.grow(state, length, self.bart.extend(state.cache, beam, length))
+        return grow(state, length, self.bart.extend(state.cache, beam, length))
 
     def _run(self, params: Any, state: State, limits: Limits, rules: Rules) -> State:
         def decode(
             tokens: jax.Array, step: jax.Array, cache: Any, ancestors: jax.Array
-        ) -> tuple[jax.Array, Any, jax.Array]:
+        ) -> tuple[jax.Array, Any, jax.Array, jax.Array | None]:
             arguments = (params, tokens, step, cache, ancestors)
             if isinstance(self.bart, Ensemble):  # each member's probabilities are tempered
-                return self.bart.step(*arguments, limits.temperature)
-            return self.bart.step(*arguments)
+                return *self.bart.step(*arguments, limits.temperature), None
+            if rules.method == "contrastive":
+                return self.bart.step(*arguments, return_features=True)
+            return *self.bart.step(*arguments), None
 
         return search.run(state, decode, limits, rules)
 
 
-def _hypotheses(found: list[search.Ended], options: GenerationOptions) -> list[Hypothesis]:
-    """fairseq's hypotheses, best first."""
-    lengths = np.array([len(ended.tokens) for ended in found], np.float64)
-    totals = np.array([ended.scores[-1] for ended in found], np.float32)
-    divisors = np.ones_like(lengths) if options.unnormalized else lengths**options.lenpen
-    scores = totals / divisors.astype(np.float32)
-    return [
-        hypothesis(
-            found[i].tokens,
-            scores[i],
-            np.diff(found[i].scores, prepend=np.float32(0)),
-            found[i].attention,
-        )
-        for i in np.argsort(-scores, kind="stable")
-    ]
+def _checked_encoding(encoder_out: Any, lengths: Sequence[int]) -> Any:
+    """`encoder_out` of these rows, without what only training wants of it.
+
+    Raises:
+        ValueError: it is of another number of rows, or shorter than they are.
+    """
+    if isinstance(encoder_out, EncoderOutput):
+        kept = EncoderOutput(encoder_out.encoder_out, encoder_out.src_mask)
+        rows, width = kept.src_mask.shape
+        if rows != len(lengths):
+            raise ValueError(f"encoder_out of {rows} rows does not go with {len(lengths)} inputs")
+        if width < max(lengths):
+            raise ValueError(
+                f"encoder_out has {width} positions, but an input {max(lengths)} tokens; encode "
+                "the same rows"
+            )
+        return kept
+    return tuple(_checked_encoding(one, lengths) for one in encoder_out)
+
+
+def _plan_encoded(
+    encoder_out: Any, max_tokens: int, batch_size: int
+) -> list[tuple[np.ndarray, tuple[int, int]]]:
+    """Batches of rows that are padded to one length already, in their order."""
+    rows, width = jax.tree.leaves(encoder_out)[0].shape[:2]
+    count = max(1, min(batch_size, max_tokens // width, rows))
+    starts = range(0, rows, count)
+    return [(np.arange(first, min(first + count, rows)), (count, width)) for first in starts]

@@ -3,26 +3,33 @@
 import dataclasses
 import difflib
 import math
+import types
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
+
+from bart_hk.generation.other_names import instead_of
 
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """Options of greedy (`beam=1`) and beam search.
+    """Options of a search: which method, how long, what is allowed, what is returned.
 
-    Lengths count generated tokens: the forced first token (`<s>`) is one, the decoder's start token
-    is not. Source of names, defaults and meaning: fairseq `dataclass/configs.py`,
-    `sequence_generator.py`.
+    Unless another method is named it is beam search (`beam=1`: greedy search). Lengths count
+    generated tokens: the forced first token (`<s>`) is one, the decoder's start token is not.
+    Source of names, defaults and meaning: fairseq `dataclass/configs.py`, `sequence_generator.py`;
+    `repetition_penalty`, `early_stopping`, `penalty_alpha` are transformers'.
 
     Raises:
-        ValueError: a value is out of its range.
+        ValueError: a value is out of its range, or two exclude each other.
     """
 
-    beam: int = 5  # hypotheses kept and returned; at most V - 1, since <pad> is never chosen
+    # Hypotheses kept and returned; at most V - 1, since <pad> is never chosen. For `sampling`, how
+    # many samples are drawn, independently.
+    beam: int = 5
+    nbest: int = 0  # how many of them are returned; 0: all
     max_len_a: float = 0.0  # a hypothesis has at most int(a * source length + b) tokens and </s>
     max_len_b: int = 200
     min_len: int = 1  # ... and at least this many before </s>
@@ -34,17 +41,131 @@ class GenerationOptions:
     # As many tokens as the source, whatever max_len_a and max_len_b say; the closing </s> is free.
     match_source_len: bool = False
 
+    # Draw tokens by their probability: of the `sampling_topk` most probable tokens, or of those
+    # most probable ones that together reach `sampling_topp`; -1: of all. With both, the second
+    # follows the first.
+    sampling: bool = False
+    beam_sampling: bool = False  # a beam search whose 2 * beam candidates are drawn, not the best
+    sampling_topk: int = -1
+    sampling_topp: float = -1.0
+    seed: int = 1  # a row's draws follow from this and from the row alone
+    # The beams in so many groups, in which a token costs `strength` for each earlier group that
+    # chooses it in the same step, and more the more the groups had in common before: the
+    # `discount` says how much of that is left at every step. -1: no groups.
+    diverse_beam_groups: int = -1
+    diverse_beam_strength: float = 0.5
+    diversity_discount: float = 1.0
+    diversity_candidate_multiple: int = 1  # candidates for each beam of a group, 1 or 2
+    diversity_rate: float = -1.0  # a beam's n-th best continuation pays n times this; -1: nothing
+    # How phrases that a hypothesis must hold are given: in their order, or in any.
+    constraints: Literal["ordered", "unordered"] | None = None
+    # Contrastive search: of `sampling_topk` candidates the one with the greatest
+    # (1 - alpha) * probability - alpha * likeness to earlier tokens; 0: not.
+    penalty_alpha: float = 0.0
+
+    forced_bos_token_id: int | None = None  # the first generated token; None: the model's
+    suppress_tokens: tuple[int, ...] = ()  # ids that are never chosen
+    # Divides positive scores of tokens that a hypothesis already holds, and multiplies negative
+    # ones: logits, or in searches with several beams log probabilities; 1: nothing.
+    repetition_penalty: float = 1.0
+    # True: a search is over once it has `beam` hypotheses. Otherwise better hypotheses take the
+    # places of worse ones, until no beam could still end better than the worst: were it to end now
+    # (False), or, for lenpen > 0, at its greatest length ("never").
+    early_stopping: bool | Literal["never"] = True
+    lm_weight: float = 1.0  # of a language model's log probabilities, where there is one
+    print_alignment: Literal["hard", "soft"] | None = None  # what "alignment" holds
+
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if not _fits(value, field.type):
-                kind = getattr(field.type, "__name__", field.type)
-                raise ValueError(f"{field.name} must be of type {kind}, not {value!r}")
-        for name, least in (("beam", 1), ("min_len", 0), ("no_repeat_ngram_size", 0)):
+        if isinstance(self.suppress_tokens, list | np.ndarray):
+            object.__setattr__(self, "suppress_tokens", tuple(self.suppress_tokens))
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if not _fits(value, kind):
+                raise ValueError(f"{name} must be {_described(kind)}, not {value!r}")
+        for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be greater than 0, not {self.temperature}")
+        for name in ("temperature", "repetition_penalty"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
+        for name in ("diverse_beam_groups", "sampling_topk"):
+            value = getattr(self, name)
+            if value != -1 and value < 1:
+                raise ValueError(f"{name} must be at least 1, or -1 for none, not {value}")
+        if self.sampling_topp != -1 and not 0 < self.sampling_topp <= 1:
+            raise ValueError(
+                "sampling_topp must be greater than 0 and at most 1, or -1 for none, "
+                f"not {self.sampling_topp}"
+            )
+        if self.diversity_rate != -1 and self.diversity_rate < 0:
+            raise ValueError(
+                f"diversity_rate must be at least 0, or -1 for none, not {self.diversity_rate}"
+            )
+        for name in ("penalty_alpha", "diversity_discount"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, not {getattr(self, name)}")
+        if self.diversity_candidate_multiple not in (1, 2):
+            raise ValueError(
+                "diversity_candidate_multiple must be 1 or 2, "
+                f"not {self.diversity_candidate_multiple}"
+            )
+        if self.nbest > self.beam:
+            raise ValueError(
+                f"nbest={self.nbest} is more than the beam={self.beam} hypotheses that are "
+                "searched; raise beam"
+            )
+        if self.diverse_beam_groups > 0 and self.beam % self.diverse_beam_groups:
+            raise ValueError(
+                f"beam={self.beam} cannot be divided into {self.diverse_beam_groups} groups of the "
+                "same size; choose a multiple of diverse_beam_groups"
+            )
+        self._check_combination()
+
+    def _check_combination(self) -> None:
+        methods = {
+            "sampling": self.sampling,
+            "beam_sampling": self.beam_sampling,
+            "diverse_beam_groups": self.diverse_beam_groups > 0,
+            "diversity_rate": self.diversity_rate != -1,
+            "match_source_len": self.match_source_len,
+            "constraints": self.constraints is not None,
+            "penalty_alpha": self.penalty_alpha > 0,
+        }
+        chosen = [name for name, is_on in methods.items() if is_on]
+        if len(chosen) > 1:
+            raise ValueError(
+                f"{' and '.join(chosen)} exclude each other: each is a search of its own"
+            )
+        method = chosen[0] if chosen else "beam search"
+        samples, groups = ("sampling", "beam_sampling"), ("diverse_beam_groups",)
+        needs = {
+            "sampling_topk": (*samples, "penalty_alpha"),
+            "sampling_topp": samples,
+            "diverse_beam_strength": groups,
+            "diversity_discount": groups,
+            "diversity_candidate_multiple": groups,
+        }
+        for name, users in needs.items():
+            if getattr(self, name) != getattr(type(self), name) and method not in users:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} has no meaning in {method}; it goes with "
+                    f"{' or '.join(users)}"
+                )
+        if method == "penalty_alpha" and (self.beam != 1 or self.sampling_topk < 2):
+            raise ValueError(
+                "contrastive search (penalty_alpha) follows one hypothesis, with at least 2 "
+                f"candidates: it needs beam=1 and sampling_topk, not beam={self.beam} and "
+                f"sampling_topk={self.sampling_topk}"
+            )
+        if self.early_stopping is not True and method in ("sampling", "penalty_alpha", *groups):
+            raise ValueError(
+                f"early_stopping={self.early_stopping!r} has no meaning with {method}, where "
+                "hypotheses do not compete for places"
+            )
+
+    @property
+    def is_sampled(self) -> bool:
+        return self.sampling or self.beam_sampling
 
     @classmethod
     def from_kwargs(cls, **kwargs: Any) -> "GenerationOptions":
@@ -57,8 +178,10 @@ class GenerationOptions:
         known = [field.name for field in dataclasses.fields(cls)]
         for name in kwargs:
             if name not in known:
+                instead = instead_of(name)
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
+                hint = f"here it is {instead}" if instead else hint
                 raise TypeError(f"there is no generation option {name!r}; {hint}")
         return cls(**kwargs)
 
@@ -91,7 +214,20 @@ class GenerationOptions:
         return least.astype(np.int32), longest.astype(np.int32)
 
 
+_LEAST = {"beam": 1, "nbest": 0, "min_len": 0, "no_repeat_ngram_size": 0, "seed": 0}
+_LEAST |= {"diverse_beam_strength": 0}
+
+
 def _fits(value: Any, kind: Any) -> bool:
+    """Is `value` of the type that a field is annotated with?"""
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if get_origin(kind) in (Union, types.UnionType):
+        return any(_fits(value, one) for one in get_args(kind))
+    if kind is type(None):
+        return value is None
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_fits(one, int) for one in value)
     if kind is bool:
         return isinstance(value, bool | np.bool_)
     if isinstance(value, bool | np.bool_):
@@ -99,3 +235,14 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is int:
         return isinstance(value, int | np.integer)
     return isinstance(value, int | float | np.integer | np.floating) and math.isfinite(value)
+
+
+def _described(kind: Any) -> str:
+    """A field's type in words."""
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(map(_described, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return "a list of ids"
+    return "None" if kind is type(None) else f"of type {kind.__name__}"

@@ -7,19 +7,45 @@ import pytest
 
 from bart_hk.generation.options import GenerationOptions
 
+# What fairseq's GenerationConfig calls the same; its beam is 5 and its hub returns all of them.
+FAIRSEQS = {
+    "beam": 5,
+    "max_len_a": 0,
+    "max_len_b": 200,
+    "min_len": 1,
+    "lenpen": 1,
+    "unnormalized": False,
+    "unkpen": 0,
+    "temperature": 1.0,
+    "no_repeat_ngram_size": 0,
+    "match_source_len": False,
+    "sampling": False,
+    "sampling_topk": -1,
+    "sampling_topp": -1.0,
+    "diverse_beam_groups": -1,
+    "diverse_beam_strength": 0.5,
+    "diversity_rate": -1.0,
+    "constraints": None,
+    "lm_weight": 1.0,  # SequenceGenerator's
+    "print_alignment": None,
+}
+
 
 def test_defaults_are_fairseqs():
-    assert dataclasses.asdict(GenerationOptions()) == {
-        "beam": 5,
-        "max_len_a": 0.0,
-        "max_len_b": 200,
-        "min_len": 1,
-        "lenpen": 1.0,
-        "unnormalized": False,
-        "unkpen": 0.0,
-        "temperature": 1.0,
-        "no_repeat_ngram_size": 0,
-        "match_source_len": False,
+    ours = dataclasses.asdict(GenerationOptions())
+    assert {name: ours[name] for name in FAIRSEQS} == FAIRSEQS
+    # The rest is off unless it is asked for.
+    assert {name: ours[name] for name in ours.keys() - FAIRSEQS.keys()} == {
+        "nbest": 0,
+        "beam_sampling": False,
+        "seed": 1,
+        "diversity_discount": 1.0,
+        "diversity_candidate_multiple": 1,
+        "penalty_alpha": 0.0,
+        "forced_bos_token_id": None,
+        "suppress_tokens": (),
+        "repetition_penalty": 1.0,
+        "early_stopping": True,
     }
     assert GenerationOptions.from_kwargs(beam=4, lenpen=2) == GenerationOptions(4, lenpen=2)
 
@@ -28,8 +54,9 @@ def test_defaults_are_fairseqs():
     ("kwargs", "message"),
     [
         ({"lenpenalty": 2.0}, "no generation option 'lenpenalty'; did you mean 'lenpen'?"),
-        ({"max_len": 9}, "no generation option 'max_len'; did you mean 'max_len_"),
-        ({"zzz": 9}, "no generation option 'zzz'; choose from beam, max_len_a, "),
+        ({"max_len": 9}, "no generation option 'max_len'; here it is max_len_b"),
+        ({"num_beams": 9}, "no generation option 'num_beams'; here it is beam"),
+        ({"zzz": 9}, "no generation option 'zzz'; choose from beam, nbest, max_len_a, "),
     ],
 )
 def test_an_unknown_option_is_refused(kwargs, message):
@@ -49,9 +76,58 @@ def test_an_unknown_option_is_refused(kwargs, message):
         ({"temperature": float("nan")}, "temperature must be of type float, not nan"),
         ({"lenpen": "1"}, "lenpen must be of type float, not '1'"),
         ({"unnormalized": 1}, "unnormalized must be of type bool, not 1"),
+        ({"nbest": 6}, "nbest=6 is more than the beam=5 hypotheses .*; raise beam"),
+        ({"sampling": True, "sampling_topp": 0.0}, "sampling_topp must be greater than 0 and at"),
+        ({"sampling": True, "sampling_topp": 1.5}, "at most 1, or -1 for none, not 1.5"),
+        (
+            {"sampling": True, "sampling_topk": 0},
+            "sampling_topk must be at least 1, or -1 for none",
+        ),
+        ({"diverse_beam_groups": 0}, "diverse_beam_groups must be at least 1, or -1 for none"),
+        ({"diverse_beam_groups": 2}, "beam=5 cannot be divided into 2 groups"),
+        ({"diversity_rate": -0.5}, "diversity_rate must be at least 0, or -1 for none, not -0.5"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be greater than 0, not 0.0"),
+        ({"early_stopping": "never!"}, "early_stopping must be of type bool or 'never', not"),
+        ({"constraints": "any"}, "constraints must be 'ordered' or 'unordered' or None, not 'any'"),
+        ({"suppress_tokens": (1.5,)}, "suppress_tokens must be a list of ids, not"),
+        ({"penalty_alpha": 1.5}, "penalty_alpha must be from 0 to 1, not 1.5"),
     ],
 )
 def test_a_value_out_of_range_is_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        GenerationOptions(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (
+            {"sampling": True, "match_source_len": True},
+            "sampling and match_source_len exclude each",
+        ),
+        ({"diverse_beam_groups": 5, "diversity_rate": 0.5}, "exclude each other: each is a search"),
+        (
+            {"constraints": "ordered", "beam_sampling": True},
+            "beam_sampling and constraints exclude",
+        ),
+        ({"sampling_topk": 3}, "sampling_topk=3 has no meaning in beam search; it goes with sampl"),
+        ({"penalty_alpha": 0.6, "beam": 1, "sampling_topp": 0.5}, "no meaning in penalty_alpha"),
+        (
+            {"diversity_discount": 0.5},
+            "no meaning in beam search; it goes with diverse_beam_groups",
+        ),
+        (
+            {"penalty_alpha": 0.6, "sampling_topk": 4},
+            "it needs beam=1 and sampling_topk, not beam=5",
+        ),
+        ({"penalty_alpha": 0.6, "beam": 1}, "at least 2 candidates"),
+        (
+            {"sampling": True, "early_stopping": False},
+            "early_stopping=False has no meaning with sam",
+        ),
+    ],
+)
+def test_what_excludes_each_other_is_refused_with_the_reason(kwargs, message):
     with pytest.raises(ValueError, match=message):
         GenerationOptions(**kwargs)
 

@@ -8,15 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bart_hk.generation.search import (
-    Limits,
-    Rules,
-    advance,
-    begin,
-    grow,
-    read_out,
-    run,
-)
+from bart_hk.generation.search import advance, run
+from bart_hk.generation.state import Limits, Rules, begin, grow, read_out
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
 V = 6
@@ -36,17 +29,19 @@ def decode_with(logits: np.ndarray):
         before = jnp.sum(ancestors * cache[:, None], axis=3)  # [B, W, T]
         before = jnp.where(step > 0, jnp.take(before, jnp.maximum(step - 1, 0), axis=2), EOS)
         after = jnp.moveaxis(jnp.asarray(logits)[before, tokens], -1, 0)  # [V, B, W]
-        return after, cache, jnp.ones((*tokens.shape, 1))
+        return after, cache, jnp.ones((*tokens.shape, 1)), None
 
     return decode
 
 
 def limits(batch: int, **changes) -> Limits:
     values = {"min_len": 1, "max_len": 3, "temperature": 1.0, "unkpen": 0.0, "free_eos": False}
-    values |= changes
+    values |= {"forced": BOS} | changes
+    forced = -1 if values["forced"] is None else values["forced"]
     return Limits(
         min_len=jnp.full(batch, values["min_len"]),
         max_len=jnp.broadcast_to(jnp.asarray(values["max_len"]), (batch,)),
+        prefix=jnp.full((batch, 1), forced),
         temperature=jnp.float32(values["temperature"]),
         unkpen=jnp.float32(values["unkpen"]),
         free_eos=jnp.bool_(values["free_eos"]),
@@ -55,15 +50,14 @@ def limits(batch: int, **changes) -> Limits:
 
 def searched(logits: np.ndarray, beam: int, room: int = 8, batch: int = 1, **changes):
     """The hypotheses of every row, in the order in which they ended."""
-    rule_names = ("forced", "no_repeat_ngram_size")
-    options = {name: changes.pop(name) for name in rule_names if name in changes}
+    ngram = changes.pop("no_repeat_ngram_size", 0)
     tempered = changes.get("temperature", 1.0) != 1.0
-    rules = Rules(beam, EOS, PAD, UNK, **{"forced": BOS, **options}, tempered=tempered)
+    rules = Rules(beam, EOS, PAD, UNK, no_repeat_ngram_size=ngram, tempered=tempered)
 
     @jax.jit
     def whole(lim):
         cache = jnp.zeros((batch, room, beam), jnp.int32)
-        state = begin(jnp.ones(batch, bool), 1, room, cache, beam, EOS)
+        state = begin(jnp.ones(batch, bool), 1, room, cache, rules, EOS)
         return run(state, decode_with(logits), lim, rules)
 
     state = jax.device_get(whole(limits(batch, **changes)))
@@ -155,11 +149,11 @@ def test_only_the_first_w_candidates_end_and_w_hypotheses_are_enough(beam, seed)
 
 @functools.cache
 def _compiled(beam):
-    rules = Rules(beam, EOS, PAD, UNK, BOS)
+    rules = Rules(beam, EOS, PAD, UNK)
 
     @jax.jit
     def whole(logits, lim):
-        state = begin(jnp.ones(1, bool), 1, 8, jnp.zeros((1, 8, beam), jnp.int32), beam, EOS)
+        state = begin(jnp.ones(1, bool), 1, 8, jnp.zeros((1, 8, beam), jnp.int32), rules, EOS)
         return run(state, decode_with(logits), lim, rules)
 
     return whole
@@ -205,10 +199,10 @@ def test_options_that_leave_nothing_end_with_nothing():
 def test_stages_change_nothing(beam):
     logits = table(6)
     logits[..., EOS] -= 2.0
-    rules = Rules(beam, EOS, PAD, UNK, BOS)
+    rules = Rules(beam, EOS, PAD, UNK)
     lim, decode = limits(1, max_len=9), decode_with(logits)
     step = jax.jit(functools.partial(advance, decode=decode, limits=lim, rules=rules))
-    state = begin(jnp.ones(1, bool), 1, 2, jnp.zeros((1, 2, beam), jnp.int32), beam, EOS)
+    state = begin(jnp.ones(1, bool), 1, 2, jnp.zeros((1, 2, beam), jnp.int32), rules, EOS)
     while not state.done.all():
         if int(state.step) == state.tokens.shape[1]:
             room = state.tokens.shape[1] + 3
@@ -225,15 +219,15 @@ def test_stages_change_nothing(beam):
 @pytest.mark.parametrize("beam", [1, 4])
 @pytest.mark.parametrize("changes", [{}, {"tempered": True}, {"no_repeat_ngram_size": 2}], ids=str)
 def test_the_vocabulary_is_never_sorted(beam, changes):
-    rules = Rules(beam, EOS, PAD, UNK, BOS, **changes)
+    rules = Rules(beam, EOS, PAD, UNK, **changes)
     vocabulary = 3001
 
     def decode(tokens, step, cache, ancestors):
         logits = jnp.sin(jnp.arange(vocabulary)[:, None, None] * tokens)
-        return logits, cache, jnp.ones((1, beam, 1))
+        return logits, cache, jnp.ones((1, beam, 1)), None
 
     def whole(lim):
-        state = begin(jnp.ones(1, bool), 1, 8, None, beam, EOS)
+        state = begin(jnp.ones(1, bool), 1, 8, None, rules, EOS)
         return run(state, decode, lim, rules)
 
     program = jax.jit(whole).lower(limits(1)).compile().as_text()
@@ -242,7 +236,7 @@ def test_the_vocabulary_is_never_sorted(beam, changes):
 
 
 def test_rows_that_take_no_part_are_done_from_the_start():
-    rules = Rules(2, EOS, PAD, UNK, BOS)
-    state = begin(jnp.zeros(2, bool), 1, 4, jnp.zeros((2, 4, 2), jnp.int32), 2, EOS)
+    rules = Rules(2, EOS, PAD, UNK)
+    state = begin(jnp.zeros(2, bool), 1, 4, jnp.zeros((2, 4, 2), jnp.int32), rules, EOS)
     state = run(state, decode_with(table(0)), limits(2), rules)
     assert int(state.step) == 0 and not state.ended.any()

@@ -1,0 +1,210 @@
+"""Everything that one call asks of a search: checked as a whole, then told batch by batch.
+
+Shapes: B batch, W beam width, V vocabulary, S source length, T target length.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bart_hk.config import BARTConfig
+from bart_hk.generation.conditions import (
+    AllowedTokens,
+    check_ids,
+    checked_prefixes,
+    draw_keys,
+    prefix_array,
+)
+from bart_hk.generation.constraints import checked_constraints, compile_constraints
+from bart_hk.generation.lists import checked_rows
+from bart_hk.generation.options import GenerationOptions
+from bart_hk.generation.state import LanguageModel, Limits, Rules
+from bart_hk.generation.trie import Trie
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What `Generator.generate` is asked for; `make` checks it."""
+
+    options: GenerationOptions
+    rules: Rules
+    sources: list[np.ndarray]  # int32 [S_i] each
+    min_len: np.ndarray  # int32, of each row
+    max_len: np.ndarray  # int32, of each row
+    prefixes: list[np.ndarray]  # int32 [P_i] each
+    constraints: list[list[np.ndarray]] | None
+    draws: np.ndarray | None  # uint32 [rows, 2]
+    trie: Any  # tables, or None
+    allowed: AllowedTokens | None  # a function that the host has to ask
+
+    @classmethod
+    def make(
+        cls,
+        config: BARTConfig,
+        rows: Sequence[Any],
+        options: GenerationOptions,
+        *,
+        is_ensemble: bool,
+        prefix_tokens: Sequence[Any] | None = None,
+        constraints: Any = None,
+        prefix_allowed_tokens_fn: AllowedTokens | None = None,
+        lm: LanguageModel | None = None,
+    ) -> "Request":
+        """From `Generator.generate`'s arguments.
+
+        Raises:
+            ValueError: see there.
+        """
+        if constraints is not None and options.constraints is None:
+            options = dataclasses.replace(options, constraints="unordered")
+        restricted = prefix_allowed_tokens_fn is not None
+        _check(config, options, is_ensemble, constraints is not None, restricted, lm is not None)
+        sources = checked_rows("input", rows, config.max_source_positions, config.vocab_size)
+        lengths = [len(row) for row in sources]
+        min_len, max_len = options.length_limits(lengths, config.max_target_positions)
+        prefixes = checked_prefixes(prefix_tokens, options, max_len, config)
+        if constraints is not None:
+            room = [most - len(prefix) for most, prefix in zip(max_len, prefixes, strict=True)]
+            constraints = checked_constraints(
+                constraints,
+                rows=len(sources),
+                vocabulary=config.vocab_size,
+                never={config.eos_token_id, config.pad_token_id, *options.suppress_tokens},
+                room=room,
+            )
+        trie, allowed = None, prefix_allowed_tokens_fn
+        if isinstance(allowed, Trie):
+            trie, allowed = allowed.tables(config.vocab_size, config.eos_token_id), None
+        return cls(
+            options,
+            _rules(config, options, is_ensemble, restricted, lm),
+            sources,
+            min_len,
+            max_len,
+            prefixes,
+            constraints,
+            draw_keys(sources, options.seed) if options.is_sampled else None,
+            trie,
+            allowed,
+        )
+
+    def limits(self, batch: Sequence[int] | np.ndarray, count: int, vocabulary: int) -> Limits:
+        """Of the rows `batch`, and of rows of padding up to `count`."""
+        options = self.options
+        room = (0, count - len(batch))
+        suppress = None
+        if options.suppress_tokens:
+            ids = np.asarray(options.suppress_tokens, np.int32)
+            size = 1 << (len(ids) - 1).bit_length()
+            suppress = np.pad(ids, (0, size - len(ids)), constant_values=vocabulary)
+        strength = options.diverse_beam_strength
+        if self.rules.method == "siblings":
+            strength = options.diversity_rate
+        constraints = None
+        if self.constraints is not None:
+            phrases = [self.constraints[i] for i in batch]
+            constraints = compile_constraints(phrases, options.constraints == "ordered", count)
+        return Limits(
+            min_len=np.pad(self.min_len[batch], room),
+            max_len=np.pad(self.max_len[batch], room),
+            prefix=prefix_array([self.prefixes[i] for i in batch], count),
+            temperature=np.float32(options.temperature),
+            unkpen=np.float32(options.unkpen),
+            free_eos=np.bool_(options.match_source_len),
+            lenpen=np.float32(0 if options.unnormalized else options.lenpen),
+            suppress=suppress,
+            repetition_penalty=np.float32(options.repetition_penalty),
+            draws=None if self.draws is None else np.pad(self.draws[batch], (room, (0, 0))),
+            topp=np.float32(options.sampling_topp),
+            strength=np.float32(strength),
+            discount=np.float32(options.diversity_discount),
+            penalty_alpha=np.float32(options.penalty_alpha),
+            lm_weight=np.float32(options.lm_weight),
+            constraints=constraints,
+            trie=self.trie,
+        )
+
+
+def _check(
+    config: BARTConfig,
+    options: GenerationOptions,
+    is_ensemble: bool,
+    constrained: bool,
+    restricted: bool,
+    has_lm: bool,
+) -> None:
+    """
+    Raises:
+        ValueError: the options do not go with the model, or with what the rows bring.
+    """
+    if options.unkpen and config.unk_token_id is None:
+        raise ValueError(f"unkpen={options.unkpen} has no meaning: this model has no <unk>")
+    if options.constraints is not None and not constrained:
+        raise ValueError(
+            f"constraints={options.constraints!r} says in which order phrases come, but none were "
+            "given"
+        )
+    if options.lm_weight != 1 and not has_lm:
+        raise ValueError(f"lm_weight={options.lm_weight} has no meaning without an lm")
+    check_ids("suppress_tokens", options.suppress_tokens, config.vocab_size)
+    if config.eos_token_id in options.suppress_tokens:
+        raise ValueError(
+            f"suppress_tokens holds </s> ({config.eos_token_id}), without which no hypothesis "
+            "ends; min_len makes them longer"
+        )
+    if options.penalty_alpha and is_ensemble:
+        raise ValueError(
+            "contrastive search (penalty_alpha) compares features, of which an ensemble has "
+            "several; take one model"
+        )
+    if restricted and (options.penalty_alpha or constrained):
+        other = "penalty_alpha" if options.penalty_alpha else "constraints"
+        raise ValueError(f"prefix_allowed_tokens_fn and {other} exclude each other")
+
+
+def _rules(
+    config: BARTConfig,
+    options: GenerationOptions,
+    is_ensemble: bool,
+    restricted: bool,
+    lm: LanguageModel | None,
+) -> Rules:
+    changes: dict[str, Any] = {}
+    if options.is_sampled:
+        changes["method"] = "sampling" if options.sampling else "beam_sampling"
+        changes["candidate_multiple"] = 1 if options.sampling else 2
+        changes["topk"] = max(options.sampling_topk, 0)
+        changes["nucleus"] = options.sampling_topp > 0
+    elif options.diverse_beam_groups > 0:
+        changes["method"] = "groups"
+        changes["groups"] = options.diverse_beam_groups
+        changes["candidate_multiple"] = options.diversity_candidate_multiple
+    elif options.diversity_rate != -1:
+        changes["method"] = "siblings"
+    elif options.constraints is not None:
+        changes["method"] = "constraints"
+    elif options.penalty_alpha:
+        changes["method"] = "contrastive"
+        changes["beam"] = options.sampling_topk
+    elif restricted:
+        changes["candidate_multiple"] = 1  # as in fairseq
+    if options.repetition_penalty != 1:
+        on_logits = (options.sampling or options.beam == 1) and not is_ensemble
+        changes["repetition"] = "logits" if on_logits else "log_probs"
+    rules = Rules(
+        beam=options.beam,
+        eos=config.eos_token_id,
+        pad=config.pad_token_id,
+        unk=config.unk_token_id,
+        no_repeat_ngram_size=options.no_repeat_ngram_size,
+        # The members of an ensemble have their own probabilities tempered.
+        tempered=options.temperature != 1.0 and not is_ensemble,
+        early_stopping=options.early_stopping,
+        lm=lm,
+    )
+    rules = dataclasses.replace(rules, **changes)
+    if rules.method in ("beam", "contrastive"):  # fairseq's bound
+        rules = dataclasses.replace(rules, beam=min(rules.beam, config.vocab_size - 1))
+    return rules
