@@ -1,0 +1,160 @@
+"""Between text and the ids of a loaded BART, in the words of fairseq's hub."""
+
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bart_hk.checkpoint.model_files import HeadFiles
+from bart_hk.config import BARTConfig
+from bart_hk.hub.arrays import Rows, as_array
+from bart_hk.hub.loaded import LoadedBART
+from bart_hk.model import Params
+from bart_hk.text import Dictionary, TextEncoder
+from bart_hk.text.framing import frame, truncate
+
+_TASK_HEAD = "sentence_classification_head"  # fairseq's name for a sentence_prediction task's head
+
+
+class TextBART(LoadedBART):
+    """A loaded BART and its tokenizer.
+
+    Attributes:
+        text: its `TextEncoder`; `bpe` is the part that cuts text into symbols.
+        task: fairseq's `source_dictionary`, `target_dictionary` and `label_dictionary`.
+    """
+
+    def __init__(
+        self,
+        config: BARTConfig,
+        params: Params,
+        text: TextEncoder | None = None,
+        heads: Mapping[str, HeadFiles] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """From parts; `text=None` makes a model that takes ids only. See `LoadedBART`."""
+        super().__init__(config, params, heads, **kwargs)
+        self._text = text
+
+    def save(self, directory: str | Path, head: str | None = None) -> None:  # type: ignore[override]
+        """Writes the model, its heads and its tokenizer as a directory that `load` opens.
+
+        transformers opens it too, as BartForConditionalGeneration, or with `head` as
+        BartForSequenceClassification with that head.
+
+        Raises:
+            ValueError: it is an ensemble, which is no single model.
+        """
+        if self._other_params:
+            raise ValueError(
+                f"an ensemble of {1 + len(self._other_params)} models cannot be saved as one; "
+                "tools/average_checkpoints.py makes one of them"
+            )
+
+        def write_text(folder: Path) -> None:
+            if self._text is not None:
+                self._text.save(folder, min(self.max_positions))
+
+        super().save(directory, head, also=write_text)
+
+    @property
+    def text(self) -> TextEncoder:
+        if self._text is None:
+            raise ValueError("this model was made without a tokenizer; it takes token ids only")
+        return self._text
+
+    @property
+    def bpe(self) -> Any:
+        return self.text.bpe
+
+    @property
+    def max_positions(self) -> tuple[int, int]:
+        """The longest source and the longest target, in tokens."""
+        return self.config.max_source_positions, self.config.max_target_positions
+
+    @property
+    def task(self) -> types.SimpleNamespace:
+        labels = None
+        head = self.heads.get(_TASK_HEAD) or (
+            next(iter(self.heads.values())) if len(self.heads) == 1 else None
+        )
+        if head is not None and head.labels is not None:
+            labels = Dictionary()
+            for label in head.labels:
+                labels.add_symbol(label)
+        dictionary = self.text.dictionary
+        return types.SimpleNamespace(
+            source_dictionary=dictionary, target_dictionary=dictionary, label_dictionary=labels
+        )
+
+    def encode(
+        self,
+        sentence: Any,
+        *addl_sentences: str,
+        no_separator: bool = True,
+        truncate: bool = False,
+    ) -> Any:
+        """Ids of a sentence, `<s> A </s>`, or of several, `<s> A </s> B </s>`: int32 [N].
+
+        As in fairseq, a first sentence that is too long is cut, further ones are not (then the
+        row is too long for the model). Special symbols written in the text are ordinary characters.
+
+        Args:
+            sentence: a string; or a list of strings and of tuples of strings, for a list of arrays.
+            *addl_sentences: further sentences for the same row.
+            no_separator: False puts a second `</s>` between sentences.
+            truncate: cut the longest sentences until the row fits, keeping every `</s>`.
+        """
+        if isinstance(sentence, list):
+            if addl_sentences:
+                raise TypeError("give pairs as a list of tuples: encode([(a, b), (c, d)])")
+            return [
+                self.encode(*_texts(item), no_separator=no_separator, truncate=truncate)
+                for item in sentence
+            ]
+        texts = _texts(sentence) + addl_sentences
+        separator = [] if no_separator else [self.config.eos_token_id]
+        parts: list[Sequence[int]] = list(self.text.encode_batch(texts))
+        limit = min(self.max_positions)
+        if truncate:
+            parts = _fit(parts, limit, len(separator))
+        else:
+            parts[0] = parts[0][: limit - 2]
+        config = self.config
+        return as_array(frame(parts, config.bos_token_id, config.eos_token_id, separator))
+
+    def decode(self, tokens: Any) -> Any:
+        """The text of ids: a string, or where two `</s>` meet a list of strings.
+
+        One leading `<s>` and all padding are dropped. A padded [B, N] or a list of arrays gives a
+        list.
+        """
+        if np.ndim(tokens) != 1 if not isinstance(tokens, (list, tuple)) else _nested(tokens):
+            return [self.decode(row) for row in tokens]
+        config = self.config
+        ids = np.asarray(tokens, np.int64)
+        ids = ids[ids != config.pad_token_id]
+        if len(ids) and ids[0] == config.bos_token_id:
+            ids = ids[1:]
+        is_eos = ids == config.eos_token_id
+        pieces = np.split(ids, np.flatnonzero(is_eos[1:] & is_eos[:-1]) + 1)
+        sentences = [self.text.decode(piece) for piece in pieces]
+        return sentences[0] if len(sentences) == 1 else sentences
+
+    def _rows(self, tokens: Any) -> Rows:
+        return Rows(tokens, self.config.pad_token_id, self.config.vocab_size)
+
+
+def _texts(item: Any) -> tuple[str, ...]:
+    return (item,) if isinstance(item, str) else tuple(item)
+
+
+def _fit(parts: Sequence[Sequence[int]], limit: int, separator: int) -> list[Sequence[int]]:
+    """`parts`, cut so that they fit `limit` positions with `<s>` and every `</s>`."""
+    return truncate(parts, limit - 1 - len(parts) - separator * (len(parts) - 1))
+
+
+def _nested(tokens: Sequence[Any]) -> bool:
+    return any(np.ndim(token) for token in tokens)
