@@ -1,0 +1,390 @@
+"""Every method of the search: rows on their own, forms that must agree, plain references."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bart_hk.data.batching import pad_rows
+from bart_hk.generation.generator import Generator
+from bart_hk.generation.options import GenerationOptions
+from bart_hk.generation.scorer import Scorer
+from bart_hk.generation.trie import Trie
+from bart_hk.model import BART, Ensemble
+
+EOS = 2
+TRIE = Trie([[0, 7, 8, 2], [0, 7, 9, 9, 2], [0, 11], [0, 11, 12, 5, 6], [0, 5]], eos=EOS)
+PHRASES = [[[7, 8], [30]], [], [[5]], [[9, 9]]]
+METHODS = {
+    "plain": ({"beam": 4}, {}),
+    "sampling": ({"beam": 3, "sampling": True, "temperature": 1.5}, {}),
+    "topk": ({"beam": 3, "sampling": True, "sampling_topk": 4, "temperature": 2.0}, {}),
+    "topp": ({"beam": 3, "sampling": True, "sampling_topp": 0.9, "temperature": 2.0}, {}),
+    "beam_sampling": ({"beam": 3, "beam_sampling": True, "temperature": 2.0}, {}),
+    "groups": ({"beam": 4, "diverse_beam_groups": 2}, {}),
+    "siblings": ({"beam": 3, "diversity_rate": 0.5}, {}),
+    "never": ({"beam": 3, "early_stopping": "never", "lenpen": 2.0}, {}),
+    "contrastive": ({"beam": 1, "penalty_alpha": 0.6, "sampling_topk": 4}, {}),
+    "repetition": ({"beam": 3, "repetition_penalty": 1.5}, {}),
+    "suppress": ({"beam": 3, "suppress_tokens": (10, 11, 46)}, {}),
+    "unordered": ({"beam": 5}, {"constraints": PHRASES}),
+    "ordered": ({"beam": 5, "constraints": "ordered"}, {"constraints": PHRASES}),
+    "prefix": ({"beam": 3}, {"prefix_tokens": [[0, 7, 8], [0], [], [0, 9, 9, 9]]}),
+    "trie": ({"beam": 4}, {"prefix_allowed_tokens_fn": TRIE}),
+}
+
+
+@pytest.fixture(scope="module")
+def model(trained):
+    return BART(trained("post_norm")[0])
+
+
+@pytest.fixture(scope="module")
+def params(trained):
+    return trained("post_norm")[1]
+
+
+@pytest.fixture(scope="module")
+def generator(model):
+    return Generator(model)
+
+
+@pytest.fixture(scope="module")
+def sources(golden):
+    """Four rows of different lengths in one bucket: compiling takes most of the time here."""
+    rows = golden("generation/cases.json")["models"]["post_norm"]["sources"]
+    return [np.array(row) for row in rows if 8 < len(row) <= 16][:4]
+
+
+def ids_of(found):
+    return [[h["tokens"].tolist() for h in hypotheses] for hypotheses in found]
+
+
+def assert_same(found, expected):
+    assert ids_of(found) == ids_of(expected)
+    for ours, theirs in zip(sum(found, []), sum(expected, []), strict=True):
+        np.testing.assert_allclose(ours["score"], theirs["score"], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_rows_result_is_its_own(generator, params, sources, name):
+    """Alone, in another order and in other batches it is the same; of samples too."""
+    options, inputs = METHODS[name]
+    options = GenerationOptions(max_len_b=20, **options)
+    together = generator.generate(params, sources, options, **inputs)
+    plain = GenerationOptions(max_len_b=20, beam=options.beam)
+    assert name == "plain" or ids_of(together) != ids_of(generator.generate(params, sources, plain))
+    order = [2, 0, 3, 1]
+
+    def of(row):
+        return {
+            key: value if isinstance(value, Trie) else [value[row]] for key, value in inputs.items()
+        }
+
+    for row in order:
+        alone = generator.generate(params, [sources[row]], options, **of(row))
+        assert_same(alone, [together[row]])
+    turned = {
+        key: value if isinstance(value, Trie) else [value[row] for row in order]
+        for key, value in inputs.items()
+    }
+    again = generator.generate(
+        params, [sources[row] for row in order], options, batch_size=3, **turned
+    )
+    assert_same(again, [together[row] for row in order])
+
+
+def test_samples_differ_by_seed_and_between_equal_rows(generator, params, sources):
+    options = {"beam": 4, "sampling": True, "temperature": 2.0, "max_len_b": 20}
+    rows = [sources[0]] * 3
+    found = ids_of(generator.generate(params, rows, GenerationOptions(**options)))
+    again = ids_of(generator.generate(params, rows, GenerationOptions(**options)))
+    other = ids_of(generator.generate(params, rows, GenerationOptions(seed=2, **options)))
+    assert found == again
+    every = [tuple(tokens) for hypotheses in found + other for tokens in hypotheses]
+    assert len(set(every)) > len(every) - 4
+
+
+def test_the_scores_of_samples_are_those_of_teacher_forcing(generator, params, sources):
+    options = GenerationOptions(beam=3, sampling=True, sampling_topk=5, max_len_b=20)
+    found = generator.generate(params, sources, options)
+    pairs = [(row, h) for row, hypotheses in zip(sources, found, strict=True) for h in hypotheses]
+    scored = Scorer(generator.bart).score(
+        params, [row for row, _ in pairs], [h["tokens"] for _, h in pairs]
+    )
+    for (_, hypothesis), again in zip(pairs, scored, strict=True):
+        np.testing.assert_allclose(
+            hypothesis["positional_scores"], again["positional_scores"], atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("sampling", [False, True])
+def test_a_stream_gives_what_generate_gives(generator, params, sources, sampling):
+    options = GenerationOptions(beam=1, sampling=sampling, temperature=1.5, min_len=36)
+    for row in sources[:2]:
+        (expected,) = ids_of(generator.generate(params, [row], options))
+        stream = generator.stream(params, row, options, prefix_tokens=[0, 7])
+        assert list(stream)[:2] == [0, 7]
+        stream = generator.stream(params, row, options)
+        assert next(stream) == 0
+        assert [0, *stream] == expected[0]
+        assert len(expected[0]) > 36  # the cache grew on the way
+
+
+def test_a_stream_is_of_one_hypothesis(generator, params, sources):
+    for options in ({"beam": 2}, {"beam": 1, "penalty_alpha": 0.5, "sampling_topk": 3}):
+        with pytest.raises(ValueError, match="a stream follows one hypothesis"):
+            generator.stream(params, sources[0], GenerationOptions(**options))
+
+
+def test_what_was_encoded_before_is_not_encoded_again(generator, params, sources):
+    options = GenerationOptions(beam=3, max_len_b=20)
+    expected = generator.generate(params, sources, options)
+    padded = pad_rows(sources, 1)
+    encoded = generator.bart.encode(params, padded, return_all_hiddens=True)
+    assert_same(generator.generate(params, sources, options, encoder_out=encoded), expected)
+    assert_same(
+        generator.generate(params, sources, options, encoder_out=encoded, batch_size=3), expected
+    )
+    # It is what was encoded that counts, not the rows.
+    turned = generator.bart.encode(params, padded[::-1])
+    rows = [np.pad(row, (0, padded.shape[1] - len(row)), constant_values=5) for row in sources]
+    found = generator.generate(params, rows, options, encoder_out=turned)
+    assert_same(found, expected[::-1])
+    with pytest.raises(ValueError, match="encoder_out of 4 rows does not go with 2 inputs"):
+        generator.generate(params, sources[:2], options, encoder_out=encoded)
+    short = generator.bart.encode(params, padded[:, :3])
+    with pytest.raises(ValueError, match="encoder_out has 3 positions, but an input"):
+        generator.generate(params, sources, options, encoder_out=short)
+
+
+@pytest.mark.parametrize("options", [{"beam": 4}, {"beam": 4, "beam_sampling": True}], ids=str)
+def test_a_trie_restricts_as_the_function_that_it_is(generator, params, sources, options):
+    options = GenerationOptions(max_len_b=8, **options)
+    on_device = generator.generate(params, sources, options, prefix_allowed_tokens_fn=TRIE)
+    asked = generator.generate(params, sources, options, prefix_allowed_tokens_fn=TRIE.__call__)
+    assert_same(on_device, asked)
+    allowed = {(0, 7, 8, 2), (0, 7, 9, 9, 2), (0, 11, 2), (0, 11, 12, 5, 6, 2), (0, 5, 2)}
+    for hypotheses in ids_of(on_device):
+        assert hypotheses and {tuple(tokens) for tokens in hypotheses} <= allowed
+
+
+def test_a_function_hears_which_row_asks_and_what_it_has(generator, params, sources):
+    heard = []
+
+    def allow(row, ids):
+        heard.append((row, ids.tolist()))
+        return [[7, 8], [9], [10, 11, 12], [5]][row] if len(ids) < 4 else [EOS]
+
+    options = GenerationOptions(beam=2, max_len_b=8)
+    found = generator.generate(
+        params, sources, options, prefix_allowed_tokens_fn=allow, batch_size=2
+    )
+    for row, hypotheses in enumerate(ids_of(found)):
+        for first, *body, last in hypotheses:
+            assert (first, last) == (0, EOS) and len(body) == 2
+            assert set(body) <= set([[7, 8], [9], [10, 11, 12], [5]][row])
+    assert {row for row, _ in heard} == {0, 1, 2, 3}
+    # The forced <s> is nobody's choice; the decoder's start token comes first.
+    assert all(ids[:2] == [EOS, 0] for _, ids in heard)
+
+
+def contrastive_reference(model, params, source, alpha, k, max_len, min_len=1):
+    """The definition, token by token, with a full pass for every candidate."""
+    source = model.encode(params, jnp.asarray(source)[None])
+
+    @jax.jit
+    def run(ids, count):
+        features = model.decode(params, ids, source).features
+        return features[0], model.project(params, features[0, count - 1])
+
+    def read(ids):
+        padded = np.full((1, max_len + 4), 1)
+        padded[0, : len(ids)] = ids
+        features, logits = run(padded, len(ids))
+        return np.asarray(features)[: len(ids)], np.asarray(logits, np.float64)
+
+    tokens, total = [EOS], 0.0
+    features, logits = read(tokens)
+    while True:
+        count = len(tokens) - 1
+        allowed = np.ones(len(logits), bool)
+        allowed[1] = False
+        if count == 0:
+            allowed = np.arange(len(logits)) == 0  # the forced <s>
+        elif count >= max_len:
+            allowed = np.arange(len(logits)) == EOS
+        elif count < min_len:
+            allowed[EOS] = False
+        log_probs = logits - np.log(np.exp(logits).sum())
+        p = np.where(allowed, np.exp(log_probs), 0)
+        p /= p.sum()
+        values = {}
+        for token in np.argsort(-p, kind="stable")[:k]:
+            if p[token]:
+                last = read([*tokens, int(token)])[0]
+                unit = last / np.linalg.norm(last, axis=1, keepdims=True)
+                values[token] = (1 - alpha) * p[token] - alpha * (unit[:-1] @ unit[-1]).max()
+        token = int(max(values, key=values.get))
+        total += log_probs[token]
+        tokens.append(token)
+        if token == EOS:
+            return tokens[1:], total / (len(tokens) - 1)
+        features, logits = read(tokens)
+
+
+@pytest.mark.parametrize(("alpha", "k", "min_len"), [(0.6, 4, 1), (0.3, 3, 12), (0.9, 6, 1)])
+def test_contrastive_search_is_its_definition(generator, params, sources, alpha, k, min_len):
+    options = {"beam": 1, "penalty_alpha": alpha, "sampling_topk": k, "max_len_b": 14}
+    options = GenerationOptions(min_len=min_len, **options)
+    found = generator.generate(params, sources, options)
+    greedy = generator.generate(
+        params, sources, GenerationOptions(beam=1, max_len_b=14, min_len=min_len)
+    )
+    assert ids_of(found) != ids_of(greedy)
+    for source, (hypothesis,) in zip(sources, found, strict=True):
+        tokens, score = contrastive_reference(
+            generator.bart, params, source, alpha, k, max_len=14, min_len=min_len
+        )
+        assert hypothesis["tokens"].tolist() == tokens
+        np.testing.assert_allclose(hypothesis["score"], score, atol=1e-4)
+
+
+def test_a_language_model_is_added(generator, params, sources):
+    vocabulary = generator.bart.config.vocab_size
+    table = np.random.default_rng(0).normal(0, 2, (vocabulary, vocabulary)).astype(np.float32)
+    table = np.asarray(jax.nn.log_softmax(table, axis=1))
+
+    def bigrams(tokens, length):
+        return jnp.asarray(table)[jnp.take(tokens, length - 1, axis=1)]
+
+    plain = GenerationOptions(beam=3, max_len_b=12)
+    options = GenerationOptions(beam=3, max_len_b=12, lm_weight=0.4)
+    found = generator.generate(params, sources, options, lm=bigrams)
+    assert ids_of(found) != ids_of(generator.generate(params, sources, plain))
+    scorer = Scorer(generator.bart)
+    for source, hypotheses in zip(sources, found, strict=True):
+        for hypothesis in hypotheses:
+            tokens = hypothesis["tokens"]
+            alone = scorer.score(params, [source], [tokens])[0]["positional_scores"]
+            added = 0.4 * table[np.append(EOS, tokens[:-1]), tokens]
+            np.testing.assert_allclose(hypothesis["positional_scores"], alone + added, atol=1e-4)
+
+
+def test_alignments_come_where_they_are_asked_for(generator, params, sources):
+    for kind in ("hard", "soft"):
+        options = GenerationOptions(beam=2, max_len_b=10, print_alignment=kind)
+        found = generator.generate(params, sources, options)
+        bare = generator.generate(params, sources, options, attention=False)
+        for hypotheses, without in zip(found, bare, strict=True):
+            for h, same in zip(hypotheses, without, strict=True):
+                assert same["attention"].size == 0
+                np.testing.assert_array_equal(h["alignment"], same["alignment"])
+                if kind == "soft":
+                    np.testing.assert_array_equal(h["alignment"], h["attention"].T)
+                else:
+                    inside = h["attention"][:-1]  # </s> is aligned with nothing
+                    expected = inside.argmax(axis=0)[: len(h["tokens"]) - 1]
+                    assert h["alignment"] == list(zip(expected, range(len(expected)), strict=True))
+
+
+def test_nbest_gives_the_first_of_them(generator, params, sources):
+    every = generator.generate(params, sources, GenerationOptions(beam=4, max_len_b=12))
+    few = generator.generate(params, sources, GenerationOptions(beam=4, nbest=2, max_len_b=12))
+    assert_same(few, [hypotheses[:2] for hypotheses in every])
+
+
+def test_a_first_token_can_be_asked_for(generator, params, sources):
+    options = GenerationOptions(beam=2, max_len_b=12, forced_bos_token_id=7)
+    found = ids_of(generator.generate(params, sources, options))
+    assert all(tokens[0] == 7 for hypotheses in found for tokens in hypotheses)
+    prefixed = GenerationOptions(beam=2, max_len_b=12)
+    prefixes = [[7]] * 4
+    assert found == ids_of(generator.generate(params, sources, prefixed, prefix_tokens=prefixes))
+
+
+def test_options_of_the_same_rules_compile_once(generator, params, sources):
+    options = {"sampling": {"sampling_topp": 0.7}, "groups": {"diverse_beam_strength": 0.2}}
+    options |= {
+        "repetition": {"repetition_penalty": 2.0},
+        "suppress": {"suppress_tokens": (5, 6, 7)},
+    }
+    options |= {"plain": {"lenpen": 2.0, "unkpen": 1.0, "min_len": 3}}
+    for name, changes in options.items():
+        base, inputs = METHODS[name]
+        if name == "sampling":
+            base = base | {"sampling_topp": 0.9}
+        generator.generate(params, sources, GenerationOptions(max_len_b=20, **base), **inputs)
+        counts = [f._cache_size() for f in (generator._begin, generator._search)]
+        generator.generate(
+            params, sources, GenerationOptions(max_len_b=18, **(base | changes)), **inputs
+        )
+        assert [f._cache_size() for f in (generator._begin, generator._search)] == counts, name
+    for prefixes in ([[0, 7, 9]] * 4, [[0, 7, 9, 9], [0, 7, 5], [0], []]):
+        plain = GenerationOptions(beam=4, max_len_b=18)
+        generator.generate(params, sources, plain, prefix_tokens=prefixes)
+        counts.append(generator._search._cache_size())
+    assert counts[-1] == counts[-2]
+
+
+BAD = {
+    "a prefix for each input": ({}, {"prefix_tokens": [[0]]}, "1 prefixes do not go with 4 inputs"),
+    "eos": ({}, {"prefix_tokens": [[0, 2]] * 4}, "prefix_tokens 0 holds </s> \\(2\\)"),
+    "an id": ({}, {"prefix_tokens": [[0, 99]] * 4}, "prefix_tokens 0 holds the id 99, outside"),
+    "no ids": ({}, {"prefix_tokens": [[0.5]] * 4}, "prefix_tokens 0 must be a 1-D array of int"),
+    "too long": ({"max_len_b": 3}, {"prefix_tokens": [[0] * 4] * 4}, "has 4 tokens, more than the"),
+    "two firsts": (
+        {"forced_bos_token_id": 5},
+        {"prefix_tokens": [[0]] * 4},
+        "forced_bos_token_id and prefix_tokens exclude each other",
+    ),
+    "first": ({"forced_bos_token_id": 99}, {}, "forced_bos_token_id holds the id 99, outside the"),
+    "suppressed": ({"suppress_tokens": (99,)}, {}, "suppress_tokens holds the id 99, outside the"),
+    "suppressed eos": (
+        {"suppress_tokens": (2,)},
+        {},
+        "suppress_tokens holds </s> \\(2\\), without",
+    ),
+    "order alone": ({"constraints": "ordered"}, {}, "says in which order phrases come, but none"),
+    "phrases too long": (
+        {"max_len_b": 3},
+        {"constraints": [[[5, 6, 7]], [], [], []]},
+        "the constraints of input 0 have 3 tokens, but its output has room for 2",
+    ),
+    "phrase": ({}, {"constraints": [[[5, 99]], [], [], []]}, "holds the id 99, outside the voc"),
+    "weight": ({"lm_weight": 0.5}, {}, "lm_weight=0.5 has no meaning without an lm"),
+    "both": (
+        {},
+        {"constraints": PHRASES, "prefix_allowed_tokens_fn": TRIE},
+        "prefix_allowed_tokens_fn and constraints exclude each other",
+    ),
+    "nothing": (
+        {},
+        {"prefix_allowed_tokens_fn": lambda row, ids: []},
+        "prefix_allowed_tokens_fn allows input 0 nothing after \\[2, 0\\]; it must allow",
+    ),
+    "outside": (
+        {},
+        {"prefix_allowed_tokens_fn": lambda row, ids: [99]},
+        "allows input 0 the id 99, outside the vocabulary",
+    ),
+    "trie": (
+        {},
+        {"prefix_allowed_tokens_fn": Trie([[0, 99]])},
+        "the trie holds the id 99, outside",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named(generator, params, sources, case):
+    options, inputs, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        generator.generate(params, sources, GenerationOptions(**options), **inputs)
+
+
+def test_an_ensemble_has_no_features_to_compare(model, params, sources):
+    ensemble = Generator(Ensemble((model, model)))
+    options = GenerationOptions(beam=1, penalty_alpha=0.6, sampling_topk=4)
+    with pytest.raises(ValueError, match="an ensemble has several; take one model"):
+        ensemble.generate((params, params), sources, options)
