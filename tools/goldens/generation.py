@@ -1,15 +1,17 @@
 """What the real fairseq generates with two small trained BARTs (`_search_models.py`).
 
-`cases.json` holds the sources, the option sets and the targets that are scored.
+`cases.json` holds the sources, the option sets (`_search_sets.py`), what some of them are given for
+each sentence ("inputs"), and the targets that are scored.
 `MODEL.safetensors` holds for each option set, flat over its sentences and hypotheses: `SET/counts`
 (hypotheses of each sentence), `SET/lengths`, `SET/tokens`, `SET/scores`, `SET/positional_scores`,
 and `SET/margins`: how far the closest decision of a sentence's search was from falling otherwise.
-`plain/attention` is flat over the plain hypotheses, [source, target] each. `score/...` is the
-SequenceScorer's.
+`SET/alignment` is flat over the hypotheses: soft ones [target, source] each, hard ones pairs, of
+which each has `SET/alignment_counts`. `plain/attention` is flat over the plain hypotheses, [source,
+target] each. `score/...` is the SequenceScorer's. `lm` [V, V] are the logits of a language model
+of bigrams; the second model of an ensemble is `perturbed`.
 
-fairseq searches each sentence on its own, and three of its defects are repaired first: the beam
-size that a search leaves behind in the model, n-gram blocking that blocks nothing on a CPU, and
-`match_source_len` that is one token too long.
+fairseq searches each sentence on its own, and its defects are repaired first: those that
+`_search_strategies.py` names, and `match_source_len` that is one token too long.
 """
 
 import sys
@@ -20,139 +22,144 @@ import numpy as np
 import torch
 from _oracles import fairseq_bart, fairseq_dictionary
 from _recording import input_hash, write_arrays, write_json
-from _search_models import BOS, EOS, MODELS, Language
-from fairseq.ngram_repeat_block import NGramRepeatBlock
-from fairseq.search import BeamSearch, LengthConstrainedBeamSearch
-from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
+from _search_models import BOS, EOS, MODELS, PAD, Language
+from _search_sets import (
+    INPUTS_OF,
+    LONGER,
+    PLAIN,
+    PLAIN_SETS,
+    allowed_tokens,
+    option_sets,
+    row_inputs,
+)
+from _search_strategies import (
+    Allowed,
+    Bigrams,
+    Groups,
+    Lexical,
+    Margin,
+    Plain,
+    Siblings,
+    length_constrained,
+    repair,
+)
+from fairseq.sequence_generator import SequenceGenerator
 from fairseq.sequence_scorer import SequenceScorer
+from fairseq.token_generation_constraints import pack_constraints
+from fairseq.utils import extract_hard_alignment, extract_soft_alignment
 from safetensors.torch import load_file
 
 INPUTS = Path(__file__).resolve().parents[2] / "tests" / "goldens" / "inputs"
 SENTENCES = 20
-PLAIN = {"beam": 4}
-# What is not given is PLAIN's, or fairseq's default.
-OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "greedy": {"beam": 1},
-    "beam_2": {"beam": 2},
-    "beam_5": {"beam": 5},
-    "lenpen_0": {"lenpen": 0.0},
-    "lenpen_2": {"lenpen": 2.0},
-    "lenpen_4": {"lenpen": 4.0},
-    "unnormalized": {"unnormalized": True},
-    "min_len_8": {"min_len": 8},
-    "min_len_16": {"min_len": 16},
-    "max_len_b_4": {"max_len_b": 4},
-    "min_5_max_7": {"min_len": 5, "max_len_b": 7},
-    "max_len_a": {"max_len_a": 0.5, "max_len_b": 1},
-    "max_len_a_b": {"max_len_a": 1.2, "max_len_b": 2, "min_len": 3},
-    "min_0_max_3": {"min_len": 0, "max_len_b": 3},
-    "unkpen_2": {"unkpen": 2.0},
-    "unkpen_-2": {"unkpen": -2.0},
-    "temperature_0.5": {"temperature": 0.5},
-    "temperature_2": {"temperature": 2.0},
-    "temperature_unkpen_lenpen": {"temperature": 1.5, "unkpen": 1.0, "lenpen": 0.6},
-    "no_repeat_2": {"no_repeat_ngram_size": 2},
-    "no_repeat_3": {"no_repeat_ngram_size": 3},
-    "no_repeat_2_greedy": {"beam": 1, "no_repeat_ngram_size": 2, "min_len": 12},
-    "match_source_len": {"match_source_len": True},
-    "match_source_len_lenpen_0": {"match_source_len": True, "lenpen": 0.0},
-    "match_source_len_no_repeat": {"match_source_len": True, "no_repeat_ngram_size": 2},
-    "summary": {"lenpen": 2.0, "min_len": 10, "max_len_b": 18, "no_repeat_ngram_size": 3},
-    "headline": {"lenpen": 1.0, "min_len": 6, "max_len_b": 10, "no_repeat_ngram_size": 3},
-    "unkpen_min_len": {"unkpen": 4.0, "min_len": 10, "lenpen": 0.5},
-    "long": {"min_len": 21, "no_repeat_ngram_size": 3},
-}
-# Only the model with the longer positions.
-LONGER = {"beyond_32": {"min_len": 33}, "whole_length": {"min_len": 39, "unkpen": 1.0}}
+FEWER = 10  # for the sets that are not PLAIN_SETS
 
 
-def ban_repeated_ngrams(
-    block: NGramRepeatBlock,
-    tokens: torch.Tensor,
-    lprobs: torch.Tensor,
-    bsz: int,
-    beam_size: int,
-    step: int,
-) -> torch.Tensor:
-    """What fairseq's CUDA extension does: its Python twin looks at the padding behind `step`."""
-    n = block.no_repeat_ngram_size
-    for row, lprob in zip(tokens[:, : step + 1].tolist(), lprobs, strict=True):
-        tail = row[step + 2 - n :]
-        for i in range(step + 2 - n):
-            if row[i : i + n - 1] == tail:
-                lprob[row[i + n - 1]] = -torch.inf
-    return lprobs
+def perturbed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights of another model that knows the same language, but not quite as well."""
+    rng = np.random.default_rng(12)
+    other = {}
+    for name in sorted(state):
+        noise = rng.standard_normal(state[name].shape).astype(np.float32)
+        other[name] = state[name] * torch.from_numpy(1 + np.float32(0.25) * noise)
+    return other
 
 
-class Margins(BeamSearch):
-    """fairseq's plain search step, noting how close each decision was."""
-
-    def __init__(self, dictionary: Any, beam: int) -> None:
-        super().__init__(dictionary)
-        self.beam, self.smallest = beam, float("inf")
-
-    def step(self, step: int, lprobs: torch.Tensor, scores: Any, *rest: Any, **kwargs: Any) -> Any:
-        self.note(lprobs[0, :1] if step == 0 else lprobs[0] + scores[0, :, step - 1, None])
-        return super().step(step, lprobs, scores, *rest, **kwargs)
-
-    def note(self, totals: torch.Tensor) -> None:
-        values, index = totals.flatten().topk(min(2 * self.beam + 1, totals.numel()))
-        ends = (index % totals.shape[1] == EOS).tolist()
-        values = values[values > -torch.inf].tolist()
-        # Which candidates go on: the last that does against the first that does not.
-        going_on = [v for v, end in zip(values, ends, strict=False) if not end]
-        pairs = [going_on[self.beam - 1 : self.beam + 1]]
-        # Which hypotheses end, and in which order: </s> against every neighbour among the first.
-        for i in range(min(self.beam, len(values) - 1)):
-            if ends[i] or (i == self.beam - 1 and ends[i + 1]):
-                pairs.append(values[i : i + 2])
-        gaps = [pair[0] - pair[1] for pair in pairs if len(pair) == 2]
-        self.smallest = min([self.smallest, *gaps])
+def language_model(vocab_size: int) -> np.ndarray:
+    """Logits of the token after each, float32 [V, V]."""
+    rng = np.random.default_rng(5)
+    return (1.5 * rng.standard_normal((vocab_size, vocab_size))).astype(np.float32)
 
 
-def search(
-    model: Any, dictionary: Any, source: list[int], options: dict[str, Any]
-) -> tuple[list[dict[str, torch.Tensor]], float]:
-    """fairseq's hypotheses for one source, and their margin."""
-    options = {**PLAIN, **options}
-    lenpen = options.pop("lenpen", 1.0)
-    beam, match = options.pop("beam"), options.get("match_source_len", False)
-    margins = Margins(dictionary, beam)
-    strategy = margins
-    net_input = {"src_tokens": torch.tensor([source])}
-    if match:
-        # As FairseqTask.build_generator has it; `</s>` is not counted.
-        strategy = LengthConstrainedBeamSearch(
-            dictionary, min_len_a=1, min_len_b=0, max_len_a=1, max_len_b=0
+class Searcher:
+    """fairseq's searches of single sentences with a model, its ensemble and a language model."""
+
+    def __init__(self, fields: dict[str, Any], weights: Path) -> None:
+        state = load_file(weights)
+        self.dictionary = fairseq_dictionary(fields["vocab_size"])
+        self.models = [fairseq_bart(fields) for _ in range(2)]
+        for model, values in zip(self.models, (state, perturbed(state)), strict=True):
+            missing = model.load_state_dict(values, strict=False).missing_keys
+            assert all("output_projection" in k or "embed_tokens" in k for k in missing), missing
+        self.lm = torch.from_numpy(language_model(fields["vocab_size"]))
+
+    def search(
+        self, source: list[int], options: dict[str, Any], row: int, inputs: dict[str, Any]
+    ) -> tuple[list[dict[str, Any]], float]:
+        """The hypotheses for one source, and their margin."""
+        options = {**PLAIN, **options}
+        beam, nbest = options.pop("beam"), options.pop("nbest", None)
+        alignment = options.pop("print_alignment", None)
+        margin, models = Margin(), self.models[: 1 + inputs.get("ensemble", False)]
+        sample = {"net_input": {"src_tokens": torch.tensor([source])}}
+        arguments = {"prefix_tokens": torch.tensor([inputs["prefix_tokens"][row]]).long()}
+        if options.get("match_source_len"):
+            sample["net_input"]["src_lengths"] = torch.tensor([len(source) - 1])  # without `</s>`
+        if "constraints" in inputs:
+            phrases = [torch.tensor(phrase) for phrase in inputs["constraints"][row]]
+            arguments["constraints"] = pack_constraints([phrases])
+        if "lm" in inputs:
+            options["lm_model"] = Bigrams(self.dictionary, self.lm)
+        suppressed = options.pop("suppress_tokens", ())
+        generator = SequenceGenerator(
+            models,
+            self.dictionary,
+            beam_size=beam,
+            search_strategy=self.strategy(options, row, inputs, beam, margin),
+            normalize_scores=not options.pop("unnormalized", False),
+            len_penalty=options.pop("lenpen", 1.0),
+            unk_penalty=options.pop("unkpen", 0.0),
+            tokens_to_suppress=[self.dictionary[i] for i in suppressed],
+            **options,
         )
-        strategy.beam = margins
-        net_input["src_lengths"] = torch.tensor([len(source) - 1])
-    generator = SequenceGenerator(
-        [model],
-        dictionary,
-        beam_size=beam,
-        normalize_scores=not options.pop("unnormalized", False),
-        len_penalty=lenpen,
-        unk_penalty=options.pop("unkpen", 0.0),
-        search_strategy=strategy,
-        **options,
-    )
-    sample = {"net_input": net_input}
-    (found,) = generator.generate([model], sample, prefix_tokens=torch.tensor([[BOS]]))
-    scores = [h["score"].item() for h in found]
-    gaps = [a - b for a, b in zip(scores, scores[1:], strict=False)]
-    return found, min([margins.smallest, *gaps])
+        (found,) = generator.generate(models, sample, **arguments)
+        margin.note([h["score"].item() for h in found])
+        if alignment:
+            extract = {"hard": extract_hard_alignment, "soft": extract_soft_alignment}[alignment]
+            for hypothesis in found:
+                attention, ids = hypothesis["attention"].T, hypothesis["tokens"]
+                pairs = extract(attention, torch.tensor(source), ids, PAD, EOS)
+                hypothesis["alignment"] = np.array(pairs, np.float32)
+        return found[:nbest], margin.smallest
+
+    def strategy(
+        self, options: dict[str, Any], row: int, inputs: dict[str, Any], beam: int, margin: Margin
+    ) -> Any:
+        """The strategy that the options ask for, which are taken out of them."""
+        groups = options.pop("diverse_beam_groups", 0)
+        diversity = {
+            name: options.pop(name, default)
+            for name, default in (
+                ("diverse_beam_strength", 0.5),
+                ("diversity_discount", 1.0),
+                ("diversity_candidate_multiple", 1),
+            )
+        }
+        rate, representation = options.pop("diversity_rate", -1), options.pop("constraints", None)
+        if groups:
+            return Groups(self.dictionary, margin, groups, *diversity.values())
+        if options.get("match_source_len"):
+            return length_constrained(self.dictionary, beam, margin)
+        if rate > -1:
+            return Siblings(self.dictionary, beam, margin, rate)
+        if representation:
+            return Lexical(self.dictionary, margin, representation)
+        if "allowed" in inputs:
+            allowed = allowed_tokens(inputs["allowed"])
+            return Allowed(self.dictionary, margin, lambda _, ids: allowed(row, ids.tolist()))
+        return Plain(self.dictionary, beam, margin)
 
 
-def flat(rows: list[torch.Tensor], dtype: Any) -> np.ndarray:
-    return np.concatenate([row.numpy().ravel() for row in rows]).astype(dtype)
+def flat(rows: list[Any], dtype: Any) -> np.ndarray:
+    return np.concatenate([np.ravel(row) for row in rows]).astype(dtype)
 
 
-def record_searches(model: Any, dictionary: Any, sources: list, sets: dict) -> dict:
+def record_searches(searcher: Searcher, sources: list, sets: dict, inputs: dict) -> dict:
     arrays = {}
     for name, options in sets.items():
-        found, margins = zip(*(search(model, dictionary, s, options) for s in sources), strict=True)
+        some = sources if name in PLAIN_SETS | LONGER else sources[:FEWER]
+        given = {"prefix_tokens": [[BOS]] * len(some), **inputs.get(name, {})}
+        results = [searcher.search(s, options, i, given) for i, s in enumerate(some)]
+        found, margins = zip(*results, strict=True)
         every = [h for hypotheses in found for h in hypotheses]
         arrays[f"{name}/counts"] = np.array([len(h) for h in found], np.int16)
         arrays[f"{name}/lengths"] = np.array([len(h["tokens"]) for h in every], np.int16)
@@ -164,11 +171,16 @@ def record_searches(model: Any, dictionary: Any, sources: list, sets: dict) -> d
         arrays[f"{name}/margins"] = np.array(margins, np.float32)
         if name == "plain":
             arrays["plain/attention"] = flat([h["attention"] for h in every], np.float32)
+        if "print_alignment" in options:
+            dtype = np.int16 if options["print_alignment"] == "hard" else np.float32
+            arrays[f"{name}/alignment"] = flat([h["alignment"] for h in every], dtype)
+            counts = [len(h["alignment"]) for h in every]
+            arrays[f"{name}/alignment_counts"] = np.array(counts, np.int16)
     return arrays
 
 
-def record_scores(model: Any, dictionary: Any, sources: list, targets: list) -> dict:
-    scorer, found = SequenceScorer(dictionary), []
+def record_scores(searcher: Searcher, sources: list, targets: list) -> dict:
+    scorer, found = SequenceScorer(searcher.dictionary), []
     for source, target in zip(sources, targets, strict=True):
         net_input = {
             "src_tokens": torch.tensor([source]),
@@ -176,7 +188,7 @@ def record_scores(model: Any, dictionary: Any, sources: list, targets: list) -> 
             "prev_output_tokens": torch.tensor([[EOS, *target[:-1]]]),
         }
         sample = {"net_input": net_input, "target": torch.tensor([target])}
-        found.append(scorer.generate([model], sample)[0][0])
+        found.append(scorer.generate(searcher.models[:1], sample)[0][0])
     return {
         "score/scores": flat([h["score"] for h in found], np.float32),
         "score/positional_scores": flat([h["positional_scores"] for h in found], np.float32),
@@ -184,23 +196,22 @@ def record_scores(model: Any, dictionary: Any, sources: list, targets: list) -> 
 
 
 def main(out: Path) -> None:
-    EnsembleModel.set_decoder_beam_size = lambda self, beam_size: None
-    NGramRepeatBlock._no_repeat_ngram = ban_repeated_ngrams
+    repair()
     torch.set_num_threads(1)  # products this small only wait for each other
     cases: dict[str, Any] = {"plain": PLAIN, "models": {}}
     hashes = []
     for name, fields in MODELS.items():
-        weights = INPUTS / f"search_{name}.safetensors"
-        dictionary, model = fairseq_dictionary(fields["vocab_size"]), fairseq_bart(fields)
-        missing = model.load_state_dict(load_file(weights), strict=False).missing_keys
-        assert all("output_projection" in key or "embed_tokens" in key for key in missing), missing
-        language, rng = Language(fields["vocab_size"]), np.random.default_rng(99)
+        weights, vocab_size = INPUTS / f"search_{name}.safetensors", fields["vocab_size"]
+        language, rng = Language(vocab_size), np.random.default_rng(99)
         pairs = [language.pair(rng) for _ in range(SENTENCES)]
         sources, targets = ([pair[i] for pair in pairs] for i in (0, 1))
-        sets = OPTIONS | (LONGER if fields["max_target_positions"] > 32 else {})
-        hashes.append(input_hash(weights, sources, targets, sets))
-        arrays = record_searches(model, dictionary, sources, sets)
-        arrays |= record_scores(model, dictionary, sources, targets)
+        sets = option_sets(vocab_size, longer=fields["max_target_positions"] > 32)
+        inputs = {k: row_inputs(v, targets[:FEWER], vocab_size) for k, v in INPUTS_OF.items()}
+        hashes.append(input_hash(weights, sources, targets, sets, inputs))
+        searcher = Searcher(fields, weights)
+        arrays = record_searches(searcher, sources, sets, inputs)
+        arrays |= record_scores(searcher, sources, targets)
+        arrays["lm"] = language_model(vocab_size)
         write_arrays(out / f"{name}.safetensors", arrays, hashes[-1])
         cases["models"][name] = {
             "weights": weights.name,
@@ -208,6 +219,7 @@ def main(out: Path) -> None:
             "sources": sources,
             "targets": targets,
             "options": sets,
+            "inputs": inputs,
         }
     write_json(out / "cases.json", cases, input_hash(hashes))
 
