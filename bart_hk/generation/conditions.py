@@ -87,17 +87,24 @@ def prefix_array(prefixes: Sequence[np.ndarray], rows: int) -> np.ndarray:
     return array
 
 
-def draw_keys(rows: Sequence[np.ndarray], seed: int) -> np.ndarray:
+def draw_keys(
+    rows: Sequence[np.ndarray], seed: int, numbers: Sequence[int] | None = None
+) -> np.ndarray:
     """Keys for the draws of each row: uint32 [B, 2].
 
-    A key follows from the seed, the row's ids, and how many equal rows came before it: neither
-    from the row's place nor from its neighbours.
+    A key follows from the seed, the row's ids, and how many equal rows came before it, or its
+    number if there are `numbers`: neither from the row's place nor from its neighbours.
+
+    Raises:
+        ValueError: there are not as many numbers as rows.
     """
+    if numbers is not None and len(numbers) != len(rows):
+        raise ValueError(f"{len(numbers)} draw_numbers do not go with {len(rows)} inputs")
     seen: Counter[bytes] = Counter()
     keys = np.empty((len(rows), 2), np.uint32)
     for i, row in enumerate(rows):
         ids = row.astype("<i4").tobytes()
-        name = b"%d %d " % (seed, seen[ids])
+        name = b"%d %d " % (seed, seen[ids] if numbers is None else numbers[i])
         seen[ids] += 1
         keys[i] = np.frombuffer(hashlib.blake2b(name + ids, digest_size=8).digest(), "<u4")
     return keys

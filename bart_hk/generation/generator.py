@@ -68,6 +68,7 @@ class Generator:
         prefix_allowed_tokens_fn: AllowedTokens | None = None,
         lm: LanguageModel | None = None,
         encoder_out: Any = None,
+        draw_numbers: Sequence[int] | None = None,
         max_tokens: int = MAX_TOKENS,
         batch_size: int = BATCH_SIZE,
         attention: bool = True,
@@ -99,6 +100,8 @@ class Generator:
                 it is made of jax and pure, and the same function is compiled once.
             encoder_out: what `bart.encode` gives for the rows, padded to one length (of an ensemble
                 for each member); then nothing is encoded here.
+            draw_numbers: of each row, what tells its draws from those of equal rows; by default how
+                many equal rows came before it. A list that is given in parts needs them.
             max_tokens: bound on the padded source tokens of a batch.
             batch_size: bound on the rows of a batch.
             attention: False leaves "attention" empty: long lists then take less memory.
@@ -129,6 +132,7 @@ class Generator:
             constraints=constraints,
             prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
             lm=lm,
+            draw_numbers=draw_numbers,
         )
         lengths = [len(row) for row in request.sources]
         positions = self.bart.config.max_source_positions

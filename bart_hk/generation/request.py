@@ -51,6 +51,7 @@ class Request:
         constraints: Any = None,
         prefix_allowed_tokens_fn: AllowedTokens | None = None,
         lm: LanguageModel | None = None,
+        draw_numbers: Sequence[int] | None = None,
     ) -> "Request":
         """From `Generator.generate`'s arguments.
 
@@ -85,7 +86,7 @@ class Request:
             max_len,
             prefixes,
             constraints,
-            draw_keys(sources, options.seed) if options.is_sampled else None,
+            draw_keys(sources, options.seed, draw_numbers) if options.is_sampled else None,
             trie,
             allowed,
         )

@@ -62,6 +62,7 @@ class GeneratingBART(TextBART):
         ordered: bool = False,
         lm: Any = None,
         encoder_out: Any = None,
+        draw_numbers: Sequence[int] | None = None,
         attention: bool = True,
         progress: bool = False,
         max_tokens: int | None = None,
@@ -87,6 +88,8 @@ class GeneratingBART(TextBART):
             lm: (tokens int32 [N, T], length) -> log probabilities float32 [N, V] of the token after
                 the first `length`; added to the model's, times `lm_weight` (shallow fusion).
             encoder_out: of `model.encode`, for these rows in this order, instead of encoding them.
+            draw_numbers: of each row, what tells its draws from those of equal rows; by default how
+                many equal rows came before it. A list that is given in parts needs them.
             attention: False leaves out the hypotheses' attention, which takes time.
             progress: show a progress bar.
             max_tokens, batch_size: bounds of a batch; by default those given to `load`.
@@ -119,6 +122,7 @@ class GeneratingBART(TextBART):
                 prefix_allowed_tokens_fn=function,
                 lm=lm,
                 encoder_out=encoder_out,
+                draw_numbers=None if draw_numbers is None else [draw_numbers[i] for i in kept],
                 attention=attention,
                 progress=progress,
                 **self._batch_limits(max_tokens, batch_size),

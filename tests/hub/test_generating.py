@@ -215,6 +215,26 @@ def test_batches_can_be_bounded_for_one_call(shared):
         shared.generate(rows, batch_size=0)
 
 
+def test_a_list_in_parts_draws_what_the_whole_draws(shared):
+    options = {"sampling": True, "beam": 1, "max_len_b": 12}
+    texts = ["Hello", "a", "Hello", "Hello"]
+    whole = shared.sample(texts, **options)
+    assert len({whole[0], whole[2], whole[3]}) == 3
+    numbers = [0, 0, 1, 2]  # how many equal ones came before
+    parts = [
+        shared.sample(texts[part], draw_numbers=numbers[part], **options)
+        for part in (slice(0, 3), slice(3, 4))
+    ]
+    assert parts[0] + parts[1] == whole
+    with pytest.raises(ValueError, match="1 draw_numbers do not go with 2 inputs"):
+        shared._engine.generator.generate(
+            shared.params,
+            shared.encode(["a", "b"]),
+            shared._options(1, None, False, {"sampling": True}),
+            draw_numbers=[0],
+        )
+
+
 def test_a_models_own_options_are_its_defaults(bart):
     bart.extras["generation"] = {"max_len_b": 5, "min_len": 5}
     assert len(bart.generate(bart.encode("a"), beam=1)[0]["tokens"]) == 6
