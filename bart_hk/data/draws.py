@@ -48,7 +48,7 @@ class KeyedDraws:
         self._counters[:, 1] = indices
         self._counters[:, 2] = epoch
         self._bits = np.random.Philox()
-        self._state: dict[str, Any] = {
+        self._state: Any = {
             "bit_generator": "Philox",
             "state": {"counter": None, "key": np.array([seed, _PURPOSE], np.uint64)},
             "buffer": np.zeros(4, np.uint64),

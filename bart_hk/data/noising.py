@@ -9,6 +9,7 @@ Rows are ids `<s> ... </s>`, given end to end: tokens int [N], lengths int64 [B]
 at least 2. `<s>` and `</s>` stay where they are.
 """
 
+import dataclasses
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -60,17 +61,18 @@ class NoiseConfig:
 
 
 # The share of text that the paper's comparison hides is not given there; .3 is that of its models.
-_INFILLING = {"mask": 0.3, "mask_length": "span-poisson", "replace_length": 1}
+_INFILLING = NoiseConfig(mask=0.3, mask_length="span-poisson", poisson_lambda=3.0)
+_PAPER = dataclasses.replace(_INFILLING, permute_sentences=1.0)
 PRESETS = {
     # The five transformations of the paper's section 2.2 and Table 1.
     "token_masking": NoiseConfig(mask=0.3),
     "token_deletion": NoiseConfig(mask=0.3, replace_length=0),
-    "text_infilling": NoiseConfig(**_INFILLING, poisson_lambda=3.0),
+    "text_infilling": _INFILLING,
     "sentence_permutation": NoiseConfig(permute_sentences=1.0),
     "document_rotation": NoiseConfig(rotate=1.0),
-    # Both together: the command of BART's authors (fairseq issue 1899), and what the paper says.
-    "bart": NoiseConfig(**_INFILLING, poisson_lambda=3.5, mask_random=0.1, permute_sentences=1.0),
-    "paper": NoiseConfig(**_INFILLING, poisson_lambda=3.0, permute_sentences=1.0),
+    # Two of them together: as the paper says, and the command of its authors (fairseq issue 1899).
+    "paper": _PAPER,
+    "bart": dataclasses.replace(_PAPER, poisson_lambda=3.5, mask_random=0.1),
 }
 
 
