@@ -10,8 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Array = jax.Array | np.ndarray
-
 # A node with few children has them scattered into the mask, one with many has a mask of its own, of
 # V / 8 bytes. What is "few" grows while all such masks would take more than this.
 _MASK_BYTES = 64 << 20
@@ -25,12 +23,12 @@ class TrieTables(NamedTuple):
     Node 0 is the root; the last node has no children, and whatever leaves the trie goes there.
     """
 
-    first: Array  # int32 [N + 1], where a node's edges begin; those of the next follow
-    token: Array  # int32 [E], rising among the edges of a node
-    child: Array  # int32 [E]
-    many: Array  # int32 [N], a node's row of `masks`; 0: it has few children
-    masks: Array  # uint32 [D, V / 32], a bit for each allowed id; row 0 is empty
-    few: Array  # int32 [F], 0 ... F - 1: the edges of a node with few children
+    first: jax.Array  # int32 [N + 1], where a node's edges begin; those of the next follow
+    token: jax.Array  # int32 [E], rising among the edges of a node
+    child: jax.Array  # int32 [E]
+    many: jax.Array  # int32 [N], a node's row of `masks`; 0: it has few children
+    masks: jax.Array  # uint32 [D, V / 32], a bit for each allowed id; row 0 is empty
+    few: jax.Array  # int32 [F], 0 ... F - 1: the edges of a node with few children
 
 
 class Trie:
@@ -100,7 +98,7 @@ class Trie:
         return allowed
 
     def tables(self, vocabulary: int, eos: int) -> TrieTables:
-        """Tables for the device, as numpy arrays, made once for the same arguments.
+        """Tables on the device, made once for the same arguments.
 
         Args:
             vocabulary: V.
@@ -153,12 +151,12 @@ class Trie:
 
         room = (0, _rounded(len(token)) - len(token))
         return TrieTables(
-            first=first,
-            token=np.pad(token, room),
-            child=np.pad(child.astype(np.int32), room, constant_values=size - 1),
-            many=many,
-            masks=masks,
-            few=np.arange(width, dtype=np.int32),
+            first=jnp.asarray(first),
+            token=jnp.asarray(np.pad(token, room)),
+            child=jnp.asarray(np.pad(child.astype(np.int32), room, constant_values=size - 1)),
+            many=jnp.asarray(many),
+            masks=jnp.asarray(masks),
+            few=jnp.arange(width, dtype=jnp.int32),
         )
 
 
@@ -200,7 +198,7 @@ def advance(tables: TrieTables, nodes: jax.Array, tokens: jax.Array) -> jax.Arra
 
     After a token that the trie does not have there, nothing is allowed any more.
     """
-    first, token = jnp.asarray(tables.first), jnp.asarray(tables.token)
+    first, token = tables.first, tables.token
     end = first[nodes + 1]
 
     def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -212,7 +210,7 @@ def advance(tables: TrieTables, nodes: jax.Array, tokens: jax.Array) -> jax.Arra
     steps = int(token.shape[0]).bit_length()  # a node may have all edges
     edge, _ = jax.lax.fori_loop(0, steps, halve, (first[nodes], end), unroll=True)
     there = (edge < end) & (token[edge] == tokens)
-    return jnp.where(there, jnp.asarray(tables.child)[edge], tables.many.shape[0] - 1)
+    return jnp.where(there, tables.child[edge], tables.many.shape[0] - 1)
 
 
 def mask_logits(tables: TrieTables, nodes: jax.Array, logits: jax.Array) -> jax.Array:
@@ -221,13 +219,13 @@ def mask_logits(tables: TrieTables, nodes: jax.Array, logits: jax.Array) -> jax.
     `nodes` are int32 [B, W]; V is that of `Trie.tables`, as is the `</s>` that is allowed at ends.
     """
     vocabulary = logits.shape[0]
-    first = jnp.asarray(tables.first)
-    row = jnp.asarray(tables.many)[nodes]  # [B, W]
+    first = tables.first
+    row = tables.many[nodes]  # [B, W]
     edges = first[nodes][..., None] + tables.few  # [B, W, F]
     listed = (edges < first[nodes + 1][..., None]) & (row == 0)[..., None]
-    ids = jnp.asarray(tables.token).at[edges].get(mode="clip").astype(jnp.uint32)
+    ids = tables.token.at[edges].get(mode="clip").astype(jnp.uint32)
     bits = jnp.where(listed, jnp.uint32(1) << (ids % _WORD), jnp.uint32(0))
-    words = jnp.moveaxis(jnp.asarray(tables.masks)[row], 2, 0)  # [V / 32, B, W]
+    words = jnp.moveaxis(tables.masks[row], 2, 0)  # [V / 32, B, W]
     b, w = jnp.indices(nodes.shape)
     # The bits of a node are different ones, so that their sum is their union.
     words = words.at[ids // _WORD, b[..., None], w[..., None]].add(bits)
