@@ -215,6 +215,19 @@ class GeneratingBART(TextBART):
         held_words = 0 if isinstance(self.bpe, _GROWING) else _HELD_WORDS
         return text_pieces(ids, self.decode, held_words)
 
+    def encode_prefix(self, text: str = "") -> np.ndarray:
+        """The ids int32 [P] of a target that goes on after `text`, for `prefix_tokens`.
+
+        They begin as the model's targets do: with the token that it is forced to begin with, or
+        with `<s>`, unless that is the decoder's start token.
+        """
+        config = self.config
+        first = config.forced_bos_token_id
+        if first is None and config.decoder_start_token_id != config.bos_token_id:
+            first = config.bos_token_id
+        begin = [] if first is None else [first]
+        return np.array([*begin, *self.text.encode(text)], np.int32)
+
     # --- What a call asks for ---------------------------------------------------------------------
 
     def _options(
@@ -259,20 +272,12 @@ class GeneratingBART(TextBART):
                 )
         return [number for number, row in enumerate(rows) if len(row) <= limit]
 
-    def _target_start(self, text: str) -> np.ndarray:
-        """The ids of a target that goes on after `text`: with `<s>`, if targets begin with it."""
-        config = self.config
-        first = (
-            [] if config.decoder_start_token_id == config.bos_token_id else [config.bos_token_id]
-        )
-        return np.array([*first, *self.text.encode(text)], np.int32)
-
     def _prefix_ids(self, prefixes: Any) -> Any:
         """Texts among `prefixes` as ids."""
         if isinstance(prefixes, str):
-            return self._target_start(prefixes)
+            return self.encode_prefix(prefixes)
         if isinstance(prefixes, list | tuple):
-            return [self._target_start(p) if isinstance(p, str) else p for p in prefixes]
+            return [self.encode_prefix(p) if isinstance(p, str) else p for p in prefixes]
         return prefixes
 
     def _phrases(self, constraints: Any) -> Any:

@@ -184,7 +184,7 @@ class ScoringBART(GeneratingBART):
         config = self.config
         special = {config.pad_token_id, config.bos_token_id, config.eos_token_id}
         special |= {config.decoder_start_token_id, self.text.mask_id or config.pad_token_id}
-        start = self._target_start("").tolist()
+        start = self.encode_prefix().tolist()
         rows = [self._masked_row(spans) for spans in masked]
         self._fitting(self._rows(rows).rows, skip=False)
         found = self._engine.scorer.next_tokens(

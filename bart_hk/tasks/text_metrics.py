@@ -1,0 +1,103 @@
+"""BLEU and ROUGE of generated texts, accumulated row by row."""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+NAMES = ("bleu", "rouge")
+
+_PACKAGES = {"bleu": "sacrebleu", "rouge": "rouge_score"}
+_ROUGE = ("rouge1", "rouge2", "rougeL")
+_ORDER = 4  # n-grams of BLEU
+
+
+class TextMetrics:
+    """Sums from which BLEU and ROUGE of a corpus follow; no text is kept.
+
+    * bleu: sacrebleu's corpus BLEU, 13a tokenisation, mixed case, exponential smoothing.
+    * rouge: the mean F1 of ROUGE-1, -2 and -L of rouge-score with stemming, times 100. (The BART
+      paper used files2rouge on tokenised text, which gives slightly other numbers.)
+
+    Attributes:
+        state: the sums, as JSON can hold them exactly.
+    """
+
+    def __init__(self, names: Sequence[str] = NAMES, state: Mapping[str, Any] | None = None):
+        """From no rows, or going on from another's `state`.
+
+        Raises:
+            ValueError: there is no such metric.
+            ImportError: its package is not installed; the message is one line with the remedy.
+        """
+        for name in names:
+            if name not in NAMES:
+                raise ValueError(f"there is no metric {name!r}; choose from {', '.join(NAMES)}")
+        self.names = tuple(name for name in NAMES if name in names)
+        packages = {name: _package(name) for name in self.names}
+        self._bleu = packages.get("bleu")
+        self._rouge = None
+        if "rouge" in packages:
+            scorer = importlib.import_module("rouge_score.rouge_scorer")
+            self._rouge = scorer.RougeScorer(list(_ROUGE), use_stemmer=True)
+        self.state: dict[str, Any] = {
+            "rows": 0,
+            "correct": [0] * _ORDER,
+            "total": [0] * _ORDER,
+            "lengths": [0, 0],
+            **dict.fromkeys(_ROUGE, 0.0),
+            **(state or {}),
+        }
+
+    def add(self, hypothesis: str, reference: str) -> None:
+        """Counts one row."""
+        state = self.state
+        state["rows"] += 1
+        if self._bleu is not None:
+            found = self._bleu.corpus_bleu([hypothesis], [[reference]])
+            state["correct"] = [a + b for a, b in zip(state["correct"], found.counts, strict=True)]
+            state["total"] = [a + b for a, b in zip(state["total"], found.totals, strict=True)]
+            state["lengths"] = [
+                state["lengths"][0] + int(found.sys_len),
+                state["lengths"][1] + int(found.ref_len),
+            ]
+        if self._rouge is not None:
+            for name, score in self._rouge.score(reference, hypothesis).items():
+                state[name] += score.fmeasure
+
+    def results(self) -> dict[str, float]:
+        """The metrics by name, from 0 to 100: "bleu", "rouge1", "rouge2", "rougeL"."""
+        results = {}
+        if self._bleu is not None:
+            results["bleu"] = float(self._corpus_bleu().score)
+        if self._rouge is not None:
+            rows = max(self.state["rows"], 1)
+            results |= {name: 100 * self.state[name] / rows for name in _ROUGE}
+        return results
+
+    def lines(self) -> list[str]:
+        """The results for people: BLEU as sacrebleu and fairseq write it, then ROUGE."""
+        lines = []
+        results = self.results()
+        if self._bleu is not None:
+            lines.append(self._corpus_bleu().format())
+        if self._rouge is not None:
+            scores = [f"{n.replace('rouge', 'ROUGE-')} = {results[n]:.2f}" for n in _ROUGE]
+            lines.append(", ".join(scores))
+        return lines
+
+    def _corpus_bleu(self) -> Any:
+        assert self._bleu is not None
+        state = self.state
+        compute = importlib.import_module("sacrebleu.metrics").BLEU.compute_bleu
+        return compute(state["correct"], state["total"], *state["lengths"], smooth_method="exp")
+
+
+def _package(metric: str) -> Any:
+    package = _PACKAGES[metric]
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise ImportError(
+            f"{metric.upper()} needs the package {package.replace('_', '-')}, which is not "
+            "installed: pip install 'bart_hk[metrics]'"
+        ) from None
