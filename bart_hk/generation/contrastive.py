@@ -11,7 +11,8 @@ Neural Text Generation); transformers' `penalty_alpha`, `top_k`.
 import jax
 import jax.numpy as jnp
 
-from bart_hk.generation.state import Extra, Limits, State
+from bart_hk.generation.edits import best_of_each_beam, edit
+from bart_hk.generation.state import Extra, Limits, Rules, State
 
 
 def begin(batch: int, beam: int, length: int, width: int) -> Extra:
@@ -22,7 +23,60 @@ def begin(batch: int, beam: int, length: int, width: int) -> Extra:
     )
 
 
-def choose(
+def advance(
+    state: State, logits: jax.Array, features: jax.Array, limits: Limits, rules: Rules
+) -> State:
+    """The rest of a step, once the candidates are decoded: one stays, and has W successors."""
+    beam = rules.beam
+    winner, context = _choose(features, state, limits)
+
+    def of_winner(x: jax.Array) -> jax.Array:
+        """[B, W, ...] -> the same for all W: the winner's."""
+        index = winner.reshape(-1, *[1] * (x.ndim - 1))
+        return jnp.broadcast_to(jnp.take_along_axis(x, index, 1), x.shape)
+
+    # Only the winner goes on, so only its continuations are looked for.
+    mine = of_winner(state.score)
+    only_first = jnp.where(jnp.arange(beam) == 0, mine, -jnp.inf)
+    logits = jnp.moveaxis(of_winner(jnp.moveaxis(logits, 0, -1)), -1, 0)
+    chosen = state._replace(score=only_first, lineage=of_winner(state.lineage))
+    scored = edit(logits, chosen, limits, rules)
+    best, tokens = best_of_each_beam(scored, chosen, limits, beam)
+    scores, tokens = best[:, 0], tokens[:, 0]  # [B, W]
+    # The probability that counts is that among the tokens which may be chosen.
+    mass = jax.nn.logsumexp(scored.logits[:, :, 0], axis=0)
+    log_chance = scores - mine + (scored.normaliser[:, 0] - mass)[:, None]
+
+    # A hypothesis ends when </s> was the winner; at the greatest length there is nothing else.
+    closed = jnp.take_along_axis(state.token, winner[:, None], 1)[:, 0] == rules.eos
+    closed &= (state.step > 0) & ~state.done
+    at_end = (state.step >= limits.max_len) & (scores[:, 0] > -jnp.inf) & ~state.done & ~closed
+    origin = jnp.take_along_axis(state.parent, winner[:, None], 1)[:, 0]
+    ends = closed | at_end
+    first = jnp.arange(beam) == 0
+
+    def put(old: jax.Array, value: jax.Array) -> jax.Array:
+        return jnp.where(first & ends[:, None], value[:, None].astype(old.dtype), old)
+
+    parent = jnp.broadcast_to(winner[:, None], tokens.shape).astype(jnp.int32)
+    return state._replace(
+        step=state.step + 1,
+        token=tokens,
+        score=scores,
+        parent=parent,
+        lineage=chosen.lineage,
+        ended_step=put(state.ended_step, jnp.where(closed, state.step - 1, state.step)),
+        ended_beam=put(state.ended_beam, jnp.where(closed, origin, winner)),
+        ended_score=put(state.ended_score, jnp.where(closed, mine[:, 0], scores[:, 0])),
+        ended=jnp.where(ends, 1, state.ended),
+        done=state.done | ends | jnp.all(scores == -jnp.inf, axis=1),
+        extra=state.extra._replace(
+            chance=jnp.where(scores > -jnp.inf, jnp.exp(log_chance), 0.0), context=context
+        ),
+    )
+
+
+def _choose(
     features: jax.Array,  # float32 [D, B, W], of the present candidates
     state: State,
     limits: Limits,
