@@ -1,6 +1,7 @@
 """`TextEncoder`: a BPE and a dictionary together, between text and the ids of a model."""
 
 import copy
+import itertools
 from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
@@ -167,26 +168,36 @@ class TextEncoder:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text. Errors are those of `encode`."""
+        ids, lengths = self.encode_flat(texts)
+        flat = ids.tolist()
+        encoded, start = [], 0
+        for length in lengths.tolist():
+            encoded.append(flat[start : start + length])
+            start += length
+        return encoded
+
+    def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of all texts, end to end, int32 [N], and their numbers, int64 [len(texts)].
+
+        Errors are those of `encode`.
+        """
         if isinstance(texts, str):
             raise TypeError("encode_batch takes a list of texts; use encode for a single one")
         texts = list(texts)
         for number, text in enumerate(texts):
             _check_text(text, number)
         if not texts:
-            return []
+            return np.zeros(0, np.int32), np.zeros(0, np.int64)
         rows = self.bpe.indices(texts)
-        ids = self._ids[np.fromiter((i for row in rows for i in row), np.int64)]
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        flat = np.fromiter(itertools.chain.from_iterable(rows), np.int64, int(lengths.sum()))
+        ids = self._ids[flat]
         if ids.size and ids.min() < 0:
             raise ValueError(
                 "a text holds characters outside the vocabulary, which has no "
                 f"{self.dictionary.unk_word!r} to stand for them"
             )
-        flat = ids.tolist()
-        encoded, start = [], 0
-        for row in rows:
-            encoded.append(flat[start : start + len(row)])
-            start += len(row)
-        return encoded
+        return ids, lengths
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids [T]: `<s>`, `</s>` and padding are left out, as nothing else is.

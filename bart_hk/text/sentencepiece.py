@@ -4,6 +4,7 @@ Sources: fairseq `data/encoders/sentencepiece_bpe.py`; for the layouts without a
 tokenizer classes of transformers that `LAYOUTS` names.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
@@ -57,6 +58,12 @@ class SentencePieceBPE:
             name = "these bytes" if isinstance(model, bytes) else str(model)
             raise ValueError(f"{name}: not a SentencePiece model, or a damaged one") from None
         self.symbols = [self._processor.id_to_piece(i) for i in range(len(self._processor))]
+        # "<0xE2>" for the byte, in models with byte fallback.
+        self._bytes = {
+            symbol: int(symbol[3:5], 16)
+            for i, symbol in enumerate(self.symbols)
+            if self._processor.is_byte(i)
+        }
 
     def indices(self, texts: Sequence[str]) -> list[list[int]]:
         """Per text, the positions in `symbols` of its pieces; many texts use all cores."""
@@ -71,8 +78,21 @@ class SentencePieceBPE:
         return self.join(symbols.split(" "))
 
     def join(self, symbols: Iterable[str]) -> str:
-        """Pieces to text, which never starts or ends with white space."""
+        """Pieces to text, which never starts or ends with white space.
+
+        Pieces for bytes become the characters that they spell, as fairseq's do not; U+FFFD where
+        they spell none.
+        """
+        if self._bytes:
+            symbols = self._spelt(symbols)
         return "".join(symbols).replace("\u2581", " ").strip()
+
+    def _spelt(self, symbols: Iterable[str]) -> Iterable[str]:
+        for is_byte, group in itertools.groupby(symbols, self._bytes.__contains__):
+            if is_byte:
+                yield bytes(self._bytes[s] for s in group).decode("utf-8", errors="replace")
+            else:
+                yield from group
 
     def is_beginning_of_word(self, symbol: str) -> bool:
         """Whether a piece starts a word; fairseq's special symbols do."""

@@ -1,8 +1,11 @@
+import itertools
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bart_hk.text import train_bpe
+from bart_hk.text import TextEncoder, train_bpe, train_sentencepiece
 
 TEXTS = ["the cat sat on the mat", "the hat on the cat's mat"] * 5
 
@@ -38,3 +41,65 @@ def test_any_text_comes_back(encoder, text):
     ids = encoder.encode(text)
     assert encoder.decode([0, *ids, 2]) == text
     assert all(4 <= i < len(encoder.dictionary) - 1 for i in ids)
+
+
+# --- SentencePiece --------------------------------------------------------------------------------
+
+SENTENCES = [
+    " ".join(words)
+    for words in itertools.product(
+        ("the", "a"), ("cat", "hat", "mat"), ("sat on", "was under"), ("the",), ("sofa", "moon")
+    )
+] * 5
+
+
+@pytest.fixture(scope="module")
+def pieces() -> TextEncoder:
+    return train_sentencepiece(SENTENCES, 330)
+
+
+def test_pieces_have_fairseq_ids_bytes_and_a_last_mask(pieces, tmp_path):
+    d = pieces.dictionary
+    assert (
+        d.symbols[:5] == ["<s>", "<pad>", "</s>", "<unk>", "<0x00>"] and d.symbols[259] == "<0xFF>"
+    )
+    assert 261 < len(d) <= 330 and pieces.mask_id == len(d) - 1
+    assert len(pieces.encode("the cat sat on")) < 10  # pieces were learnt
+    again = train_sentencepiece(iter(SENTENCES), 330)
+    assert again.dictionary.symbols == d.symbols and again.bpe.model == pieces.bpe.model
+    pieces.save(tmp_path)
+    assert (tmp_path / "dict.txt").exists()
+    opened = TextEncoder.load(tmp_path)
+    assert opened.dictionary == d and opened.encode("the hat") == pieces.encode("the hat")
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z"))))
+def test_no_character_is_unknown(pieces, text):
+    ids = pieces.encode(text)
+    assert pieces.dictionary.unk() not in ids
+    # SentencePiece normalises before it cuts.
+    plain = unicodedata.normalize("NFKC", pieces.decode(ids))
+    assert plain.replace(" ", "") == unicodedata.normalize("NFKC", text).replace(" ", "")
+
+
+def test_bytes_that_spell_nothing(pieces):
+    half = [pieces.dictionary.index(s) for s in ("<0xC3>", "\u2581", "t")]
+    assert pieces.decode(half) == "\ufffd t"
+    whole = [pieces.dictionary.index(s) for s in ("<0xC3>", "<0xA9>")]
+    assert pieces.decode(whole) == "é"
+
+
+def test_without_bytes_a_character_can_be_unknown():
+    encoder = train_sentencepiece(SENTENCES, 60, byte_fallback=False)
+    assert encoder.encode("é")[-1] == encoder.dictionary.unk()
+
+
+def test_no_room_for_pieces():
+    with pytest.raises(ValueError, match="vocab_size 261 is too small: more than 261 are needed"):
+        train_sentencepiece(SENTENCES, 261)
+    with pytest.raises(
+        ValueError, match="no SentencePiece model of 8 symbols: Vocabulary size is s"
+    ):
+        train_sentencepiece(SENTENCES, 8, byte_fallback=False)
+    with pytest.raises(ValueError, match="no SentencePiece model of 300 symbols: there is no text"):
+        train_sentencepiece([], 300)
