@@ -17,6 +17,7 @@ from bart_hk.checkpoint.fairseq_config import (
     layers_to_keep,
     settings_of,
 )
+from bart_hk.checkpoint.fairseq_shards import METADATA, join_shards, shard_paths
 from bart_hk.checkpoint.model_files import HeadFiles, ModelFiles
 from bart_hk.config import BARTConfig
 from bart_hk.errors import CheckpointError
@@ -56,7 +57,8 @@ def read_fairseq(
     languages whose symbols follow those of the dictionary.
 
     Args:
-        path: the `.pt` file. A bare state dict is taken for a BART of the published kind (see
+        path: the `.pt` file, or one that fairseq saved in shards beside it (`fairseq_shards.py`),
+            or one of them. A bare state dict is taken for a BART of the published kind (see
             `config_from_fairseq`), if its width is a multiple of 64 or `overrides` gives the heads.
         overrides: fields of `BARTConfig` that change no size, and "arch".
         dictionary_size: symbols of the dictionary that the model shall work with, special ones
@@ -70,11 +72,15 @@ def read_fairseq(
         TypeError: an override is no field of `BARTConfig`.
     """
     path = Path(path)
+    shards = shard_paths(path)
     # A bare state dict has none of these keys, and is needed whole.
-    checkpoint = read_torch(path, only=_NEEDED)
+    checkpoint = read_torch(shards[0] if shards else path, only=(*_NEEDED, METADATA))
     if isinstance(checkpoint, Mapping) and not checkpoint:
         checkpoint = read_torch(path)
     try:
+        if shards and isinstance(checkpoint, dict):
+            others = [read_torch(shard, only=("model", METADATA)) for shard in shards[1:]]
+            checkpoint["model"] = join_shards([checkpoint, *others])
         model = model_from_checkpoint(checkpoint, overrides, path.parent)
         if dictionary_size is not None:
             model = fit_dictionary(model, dictionary_size)
@@ -244,7 +250,7 @@ def checkpoint_paths(directory: str | Path, checkpoint_file: str = CHECKPOINT) -
     directory = Path(directory)
     paths = [directory / name for name in checkpoint_file.split(os.pathsep)]
     for path in paths:
-        if not path.is_file():
+        if not path.is_file() and not shard_paths(path):
             there = ", ".join(sorted(file.name for file in directory.glob("*.pt"))) or "none"
             raise FileNotFoundError(
                 f"{directory} holds no {path.name} (checkpoints there: {there}); name it with "

@@ -17,6 +17,7 @@ from bart_hk.checkpoint.fairseq_file import (
     name_labels,
     read_fairseq,
 )
+from bart_hk.checkpoint.fairseq_shards import shard_paths
 from bart_hk.checkpoint.huggingface import CONFIG, read_model
 from bart_hk.checkpoint.model_files import ModelFiles
 from bart_hk.checkpoint.tree import parameter_shapes, place_leaves
@@ -122,7 +123,9 @@ def _find(
         return path.parent, [path]
     if checkpoint_file == CHECKPOINT and ours.is_file():
         return path, None
-    if checkpoint_file == CHECKPOINT and not (path / CHECKPOINT).is_file():
+    if checkpoint_file == CHECKPOINT and not (
+        (path / CHECKPOINT).is_file() or shard_paths(path / CHECKPOINT)
+    ):
         there = ", ".join(sorted(file.name for file in path.glob("*.pt")))
         hint = f"; name one of its checkpoints with checkpoint_file=...: {there}" if there else ""
         deeper = [found.parent for f in (CONFIG, CHECKPOINT) for found in path.glob(f"*/**/{f}")]
