@@ -319,7 +319,8 @@ def _tokenizer_class(path: Path) -> str:
     named = _read_json(path / "tokenizer_config.json").get("tokenizer_class")
     named = named or config.get("tokenizer_class")
     if named is None:
-        return {"mbart": "MBartTokenizer", "plbart": PLBART}.get(config.get("model_type"), OWN_IDS)
+        classes = {"mbart": "MBartTokenizer", "plbart": PLBART}
+        return classes.get(str(config.get("model_type")), OWN_IDS)
     return str(named).removesuffix("Fast")
 
 
