@@ -106,8 +106,8 @@ def checked_constraints(
     """The phrases of each row as int32 arrays, if a search can generate them.
 
     Args:
-        constraints: of each row a list of phrases, of each phrase its ids, empty lists for rows
-            without constraints; or a packed int array [rows, N] (`unpack_constraints`).
+        constraints: of each row a list of phrases, of each phrase its ids, an empty list or None
+            for a row without constraints; or a packed int array [rows, N] (`unpack_constraints`).
         rows: of the batch that they belong to.
         vocabulary: V.
         never: ids that the search cannot generate before the end: </s>, <pad>, suppressed tokens.
@@ -121,6 +121,11 @@ def checked_constraints(
     """
     if getattr(constraints, "ndim", None) is not None:
         constraints = unpack_constraints(np.atleast_2d(np.asarray(constraints)))
+    if not isinstance(constraints, Sequence) or isinstance(constraints, str):
+        raise ValueError(
+            "constraints must be a list with a list of phrases for each input, or "
+            f"pack_constraints' array, not {constraints!r:.60}"
+        )
     if len(constraints) != rows:
         raise ValueError(
             f"there are constraints for {len(constraints)} inputs, but {rows} inputs; give each "
@@ -128,9 +133,14 @@ def checked_constraints(
         )
     checked = []
     for i, phrases in enumerate(constraints):
-        row = [_phrase(phrase, i, j) for j, phrase in enumerate(phrases)]
+        if not isinstance(phrases, Sequence | np.ndarray | None) or isinstance(phrases, str):
+            raise ValueError(
+                f"the constraints of input {i} must be a list of phrases, not {phrases!r:.60}; an "
+                "empty list where it has none"
+            )
+        row = [_phrase(phrase, i, j) for j, phrase in enumerate([] if phrases is None else phrases)]
         for j, phrase in enumerate(row):
-            for token in phrase:
+            for token in phrase.tolist():
                 if token >= vocabulary:
                     raise ValueError(
                         f"constraint {j} of input {i} holds the id {token}, outside the "
@@ -147,7 +157,7 @@ def checked_constraints(
                 f"the constraints of input {i} have {needed} tokens, but its output has room for "
                 f"{max(int(room[i]), 0)} of them; raise max_len_b or drop some"
             )
-        checked.append(row)
+        checked.append([phrase.astype(np.int32) for phrase in row])
     return checked
 
 
@@ -164,7 +174,7 @@ def _phrase(phrase: Any, i: int, j: int) -> np.ndarray:
         raise ValueError(
             f"constraint {j} of input {i} holds the id {ids.min()}; ids are 0 and more"
         )
-    return ids.astype(np.int32)
+    return ids.astype(np.int64)
 
 
 def compile_constraints(phrases_per_row: Phrases, ordered: bool, rows: int) -> Constraints:
@@ -283,11 +293,11 @@ def constrained_candidates(
         ],
         axis=1,
     )
-    after = advance(constraints, take_states(states, beams), tokens)  # [B, C, ...]
-    order = _order(scores, tokens, beams, satisfied(constraints, after), 2 * beam)
-    scores, chosen = order
+    # Of all candidates only the banks; a state is large where there are many phrases.
+    banks = satisfied(constraints, advance(constraints, take_states(states, beams), tokens))
+    scores, chosen = _order(scores, tokens, beams, banks, 2 * beam)
     tokens, beams = (jnp.take_along_axis(x, chosen, 1) for x in (tokens, beams))
-    return scores, tokens, beams, take_states(after, chosen)
+    return scores, tokens, beams, advance(constraints, take_states(states, beams), tokens)
 
 
 def _order(

@@ -175,9 +175,12 @@ def _flat(sequences: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
             raise ValueError(f"sequence {i} of the trie is empty; give it ids, such as </s>")
     ids = np.concatenate(rows).astype(np.int64)
     lengths = np.array([len(row) for row in rows])
-    if ids.min() < 0:
-        i = int(np.searchsorted(np.cumsum(lengths), np.argmin(ids), side="right"))
-        raise ValueError(f"sequence {i} of the trie holds the id {ids.min()}; ids are 0 and more")
+    (outside,) = np.nonzero((ids < 0) | (ids >= 1 << 31))
+    if outside.size:
+        i = int(np.searchsorted(np.cumsum(lengths), outside[0], side="right"))
+        raise ValueError(
+            f"sequence {i} of the trie holds {ids[outside[0]]}, which is no id; ids are 0 and more"
+        )
     return ids, lengths
 
 

@@ -82,7 +82,7 @@ def test_phrases_are_taken_as_lists_or_packed():
     expected = [[[5, 6], [0]], []]
     for given_as in (
         [[[5, 6], [0]], []],
-        [(np.array([5, 6]), (0,)), ()],
+        [(np.array([5, 6]), (0,)), None],
         pack_constraints([[[5, 6], [0]], []]),
         jnp.asarray(pack_constraints([[[5, 6], [0]], []]).astype(np.int32)),
     ):
@@ -104,6 +104,11 @@ def test_phrases_are_taken_as_lists_or_packed():
         ([[[5.5]]], "must be a list of integer ids, not float64"),
         ([[5, 6]], r"constraint 0 of input 0 must be a list of integer ids, .* shape \(\)"),
         ([[["a"]]], "must be a list of integer ids"),
+        ([[[1 << 40]]], "holds the id 1099511627776, outside the vocabulary"),
+        (5, "must be a list with a list of phrases for each input, .* not 5"),
+        ("ab", "must be a list with a list of phrases for each input, .* not 'ab'"),
+        ([5], "the constraints of input 0 must be a list of phrases, not 5"),
+        (["ab"], "the constraints of input 0 must be a list of phrases, not 'ab'"),
         ([[[3] * 4, [4] * 7]], "have 11 tokens, but its output has room for 10"),
     ],
 )

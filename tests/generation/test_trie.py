@@ -157,7 +157,8 @@ def test_other_tries_of_about_the_same_size_compile_nothing_again():
         ([[3], [4.0]], "sequence 1 of the trie must be a list of integer ids, not float64"),
         ([[3], 4], r"sequence 1 of the trie must be a list of integer ids, .* shape \(\)"),
         (["ab"], "sequence 0 of the trie must be a list of integer ids"),
-        ([[3, 4], [3], [5, -6], [7]], "sequence 2 of the trie holds the id -6"),
+        ([[3, 4], [3], [5, -6], [7]], "sequence 2 of the trie holds -6, which is no id"),
+        ([[1 << 40]], "sequence 0 of the trie holds 1099511627776, which is no id"),
     ],
 )
 def test_what_is_no_trie_is_refused_in_one_line(sequences, message):
