@@ -8,9 +8,7 @@ Sources: README is fairseq's examples/bart/README.md (@3d262bb); HF is transform
 tests/models/bart/test_modeling_bart.py (@0481e92), DOCS the docstrings of its 5.23.0; RUST is
 rust-bert's tests/bart.rs (@6db859e); REPRO is danieldeutsch/repro, models/lewis2020 (@fa7be03).
 
-Not checked, for want of what it takes: GLUE (but for MNLI), SQuAD and ROUGE results (models that
-were never published, or days of summarising); contrastive search and decoder prefixes with padding
-in them (HF), which bart_hk does not offer.
+Facts about whole data sets (GLUE but for MNLI's, SQuAD, ROUGE) are in `data.py`.
 """
 
 import csv
@@ -252,9 +250,18 @@ UN_TEXT = "UN Chief Says There Is No <mask> in Syria"
 UN = "UN Chief Says There Is No Plan to Stop Chemical Weapons in Syria"
 
 
-def completed(bart: Any, text: str) -> str:
+PEACE = "UN Chief Says There Is No Plan B for Peace in Syria"
+BARRIENTOS = (
+    "Liana Barrientos, 39, pleaded not guilty to charges related to false marriage statements. "
+    "Prosecutors say she married at least 10 times, sometimes within two weeks of each other. She "
+    "is accused of being part of an immigration scam to get permanent residency. If convicted, she "
+    "faces up to four years in"
+)
+
+
+def completed(bart: Any, text: str, max_len_b: int = 18) -> str:
     """With the search settings of the repository facebook/bart-large."""
-    options = {"beam": 4, "no_repeat_ngram_size": 3, "max_len_b": 18, "attention": False}
+    options = {"beam": 4, "no_repeat_ngram_size": 3, "max_len_b": max_len_b, "attention": False}
     return bart.decode(bart.generate([np.asarray(masked(bart, text))], **options)[0][0]["tokens"])
 
 
@@ -268,6 +275,34 @@ def completes_a_headline(forced: Any) -> None:
 def does_not_without_its_first_token(unforced: Any) -> None:
     """transformers #12296."""
     assert completed(unforced, UN_TEXT) == "UNALSO SEE"
+
+
+@fact("facebook/bart-large")
+def continues_after_padding(forced: Any) -> None:
+    """HF, test_decoder_attention_mask: the decoder is given `</s> <pad> <pad> <pad> <s>`.
+
+    Nothing looks at the padding, but what follows it stands three positions further on. So it is
+    without padding if the positions are moved instead.
+    """
+    params, offset = forced.params, forced.config.position_offset
+    table = np.array(params["decoder/embed_positions"]["embeddings"])
+    moved = table.copy()
+    moved[offset + 1 : -3] = table[offset + 4 :]
+    forced.params = {**params, "decoder/embed_positions": {"embeddings": moved}}
+    try:
+        assert completed(forced, UN_TEXT, max_len_b=20) == PEACE
+    finally:
+        forced.params = params
+
+
+@fact("facebook/bart-large-cnn")
+def contrasts(bart: Any, read: Read) -> None:
+    """HF, test_contrastive_search_bart, with the repository's other settings."""
+    given = upstream.constants(read(upstream.HF), "test_contrastive_search_bart")
+    ids = np.asarray(bart.text.encode(given["article"])[:512])  # without <s> and </s>
+    search = {**CNN, "lenpen": 1.0, "max_len_b": 62, "beam": 1, "attention": False}
+    found = bart.generate([ids], penalty_alpha=0.5, sampling_topk=5, **search)
+    assert bart.decode(found[0][0]["tokens"]) == BARRIENTOS
 
 
 @fact("facebook/bart-large-xsum")

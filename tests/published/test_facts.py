@@ -43,6 +43,13 @@ class Tests:
         EXPECTED = ["</s><s>One.</s>", "</s><s>Two.</s><pad>", "</s><s>3...</s>", "</s><s>4...</s>"]
         assert x[:, 1].eq(0)
 
+    def test_contrastive_search_bart(self):
+        article = (
+            " She"
+            " married."
+        )
+        input_ids = tokenizer(article, max_length=512)
+
     def test_xsum_1_1_generation(self):
         ARTICLE = "A court."
         EXPECTED = "</s> A summary.</s>"
@@ -104,6 +111,8 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "goes_to_five_places": {"project": [[" bathroom", " gym", " wrong", " movies", " hospital"]]},
     "has_healthy_friends": {"project": [[" not", " good", " healthy", " great", " very"]]},
     "completes_a_headline": {"generate": [[[facts.UN]]]},
+    "continues_after_padding": {"generate": [[[facts.PEACE]]]},
+    "contrasts": {"generate": [[[facts.BARRIENTOS]]]},
     "does_not_without_its_first_token": {"generate": [[["UNALSO SEE"]]]},
     "summarises_the_blackouts": {"sample": [["It is dark."]]},
     "summarises_the_blackouts_in_20_tokens": {
@@ -270,7 +279,8 @@ def ignorant(shared, monkeypatch):  # noqa: F811
 
     def generate(rows: Any, beam: int = 5, *args: Any, **options: Any) -> Any:
         kept = {key: options[key] for key in ("attention", "match_source_len") if key in options}
-        rest = {key: value for key, value in options.items() if key != "attention"}
+        named = inspect.signature(search).parameters
+        rest = {key: value for key, value in options.items() if key not in named}
         GenerationOptions.from_kwargs(beam=beam, **rest)  # every option is one
         return search(rows, 3, *args, max_len_b=6, **kept)
 
