@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from bart_hk.checkpoint.weights import WEIGHTS
 from bart_hk.hub import load
 from tests.hub.conftest import shared, text, tiny_params  # noqa: F401
-from tests.published import data
+from tests.published import data, test_published
 
 # --- GLUE -----------------------------------------------------------------------------------------
 
@@ -199,18 +200,20 @@ def test_squad(shared, task):  # noqa: F811
             data.answers_questions(*reader(shared, right | every), few, task)
 
 
+def with_layer(folder: Path, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Adds a question answerer's last layer to a saved model, and gives it."""
+    bias = np.zeros(2, np.float32)
+    layer = {"qa_outputs.weight": weight, "qa_outputs.bias": bias}
+    save_file({**load_file(folder / WEIGHTS), **layer}, folder / WEIGHTS)
+    return weight, bias
+
+
 def test_the_layer_of_a_question_answerer(tmp_path, shared):  # noqa: F811
     """A BartForQuestionAnswering is loaded as a trunk; its last layer is read beside it."""
-    from safetensors.numpy import load_file, save_file
-
     shared.save(tmp_path)
-    tensors = load_file(tmp_path / WEIGHTS)
     width = shared.config.encoder_embed_dim
-    layer = np.arange(2 * width, dtype=np.float32).reshape(2, width), np.ones(2, np.float32)
-    save_file(
-        {**tensors, "qa_outputs.weight": layer[0], "qa_outputs.bias": layer[1]},
-        tmp_path / WEIGHTS,
-    )
+    weight = np.arange(2 * width, dtype=np.float32).reshape(2, width)
+    layer = with_layer(tmp_path, weight)
     for found, expected in zip(data.output_layer(tmp_path), layer, strict=True):
         np.testing.assert_array_equal(found, expected)
     with pytest.warns(UserWarning, match="qa_outputs"):
@@ -276,3 +279,50 @@ def test_rouge():
     assert found[1] == pytest.approx(75)  # of four pairs of words three
     assert data.rouge(["a dog"], ["the cat"]) == (0, 0, 0)
     assert data.rouge(["cats sleeping"], ["cat sleeps"])[0] == pytest.approx(100)  # stems
+
+
+# --- The user's folder ----------------------------------------------------------------------------
+
+
+def test_what_the_user_brings_is_found(tmp_path, monkeypatch, shared):  # noqa: F811
+    """Each check is handed the files and the models that the folder holds."""
+    monkeypatch.delenv("BART_HK_DATA", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="BART_HK_DATA names no folder"):
+        test_published.brought("glue")
+    monkeypatch.setenv("BART_HK_DATA", str(tmp_path))
+    with pytest.raises(pytest.skip.Exception, match="there is no .*glue.RTE.dev.tsv"):
+        test_published.test_glue("RTE", None)
+
+    asked: list[tuple[str, ...]] = []
+
+    def models(answer: Any) -> Any:
+        return lambda names: asked.append(names) or [answer]
+
+    for task, name in (("RTE", str(tmp_path / "models" / "RTE")), ("MNLI", "bart.large.mnli")):
+        labels = data.GLUE[task][3]
+        write_glue(tmp_path / "glue", task, [labels[0]] * 9)
+        (tmp_path / "models" / "RTE").mkdir(parents=True, exist_ok=True)
+        test_published.test_glue(task, models(classifier(one_hot([0] * 9, len(labels)))))
+        with pytest.raises(AssertionError):
+            test_published.test_glue(task, models(classifier(one_hot([1] * 9, len(labels)))))
+        assert asked.pop() == (name,)
+
+    (tmp_path / "squad").mkdir()
+    about = {"context": CONTEXT, "qas": [{"question": "Who?", "answers": [{"text": "Ann"}]}]}
+    content = json.dumps({"data": [{"paragraphs": [about]}]})
+    (tmp_path / "squad" / "dev-v1.1.json").write_text(content)
+    shared.save(tmp_path / "models" / "squad1")
+    with_layer(tmp_path / "models" / "squad1", np.eye(2, dtype=np.float32))
+    stand_in, _ = reader(shared, {"Who?": "Ann"})
+    test_published.test_squad("squad1", models(stand_in))
+    stand_in, _ = reader(shared, {"Who?": " sat"})
+    with pytest.raises(AssertionError):
+        test_published.test_squad("squad1", models(stand_in))
+    assert asked[-1] == (str(tmp_path / "models" / "squad1"),)
+
+    (tmp_path / "xsum").mkdir()
+    for side in ("source", "target"):
+        (tmp_path / "xsum" / f"test.{side}").write_text("One two three.\n")
+    with pytest.raises(AssertionError):  # too good to be bart.large.xsum
+        test_published.test_rouge("xsum", models(summariser(shared, ["One two three."], [])))
+    assert asked[-1] == ("bart.large.xsum",)
