@@ -1,27 +1,125 @@
-"""Run by the oracle's interpreter: transformers' greedy search over the folder's `sources.json`.
+"""Run by the oracle's interpreter: transformers' `generate` over the folder's `cases.json`.
 
-The model is the directory `model`; the ids it generates for each source go into `greedy.json`.
+The model is the directory `model`. A case has `generate`'s own arguments, and more:
+* "keep_chances": tokens are forced with the probability that the model gives them, as in fairseq.
+  transformers' own forcing takes it for certain, which changes what lengths are worth;
+* "prefixes": of each source its `decoder_input_ids` behind the start token;
+* "trie": sequences that `prefix_allowed_tokens_fn` allows;
+* "penalty_alpha": contrastive search, which transformers 4.57.6 no longer has (`contrastive`).
+The ids and scores of all hypotheses go into `found.json`.
 """
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
+from torch.nn import functional as F
+
+
+class Forcing(transformers.LogitsProcessor):
+    """Leaves one token at the first and at the last position, with the score that it has."""
+
+    def __init__(self, first: int, last: int, max_length: int) -> None:
+        self.tokens = {1: first, max_length - 1: last}
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        token = self.tokens.get(input_ids.shape[1])
+        if token is None:
+            return scores
+        forced = torch.full_like(scores, -torch.inf)
+        forced[:, token] = scores[:, token]
+        return forced
+
+
+def contrastive(
+    model: Any, source: list[int], alpha: float, top_k: int, max_length: int
+) -> list[int]:
+    """Su et al. 2022, equation 5, the plainest way: every prefix is decoded anew."""
+    config, ids = model.config, [model.config.decoder_start_token_id]
+    inputs = torch.tensor([source])
+
+    def decode(ids: list[int]) -> Any:
+        found = model(inputs, decoder_input_ids=torch.tensor([ids]), output_hidden_states=True)
+        return found.logits[0, -1], F.normalize(found.decoder_hidden_states[-1][0], dim=-1)
+
+    while len(ids) < max_length and (len(ids) == 1 or ids[-1] != config.eos_token_id):
+        logits, features = decode(ids)
+        logits[config.pad_token_id] = -torch.inf  # bart_hk never chooses <pad>
+        if len(ids) == 1:
+            best = [config.bos_token_id]
+        else:
+            best = logits.topk(top_k)[1].tolist()
+        values = []
+        for token in best:
+            feature = decode([*ids, token])[1][-1]
+            chance = logits.softmax(-1)[token]
+            values.append((1 - alpha) * chance - alpha * (features @ feature).max())
+        ids.append(best[int(torch.stack(values).argmax())])
+    return ids
+
+
+def in_trie(sequences: list[list[int]]) -> Any:
+    def allowed(row: int, ids: torch.Tensor) -> list[int]:
+        so_far = ids.tolist()[1:]
+        return [s[len(so_far)] for s in sequences if s[: len(so_far)] == so_far and s != so_far]
+
+    return allowed
+
+
+def generate(model: Any, sources: list[list[int]], case: dict[str, Any]) -> list[dict[str, Any]]:
+    case = dict(case)
+    keep_chances, prefixes = case.pop("keep_chances", False), case.pop("prefixes", None)
+    trie, found = case.pop("trie", None), []
+    config = model.config
+    settings = transformers.GenerationConfig(**model.generation_config.to_diff_dict() | case)
+    if keep_chances:
+        forcing = Forcing(config.bos_token_id, config.eos_token_id, case["max_new_tokens"] + 1)
+    for i, source in enumerate(sources):
+        arguments: dict[str, Any] = {}
+        if prefixes:
+            start = [config.decoder_start_token_id, *prefixes[i]]
+            arguments["decoder_input_ids"] = torch.tensor([start])
+        if trie:
+            arguments["prefix_allowed_tokens_fn"] = in_trie(trie)
+        if keep_chances:
+            arguments["logits_processor"] = transformers.LogitsProcessorList([forcing])
+        out = model.generate(
+            torch.tensor([source]),
+            generation_config=settings,
+            return_dict_in_generate=True,
+            output_scores=True,
+            **arguments,
+        )
+        scores = out.sequences_scores.tolist() if "sequences_scores" in out else None
+        found.append({"ids": out.sequences.tolist(), "scores": scores})
+    return found
+
+
+IDS = ("bos_token_id", "pad_token_id", "eos_token_id", "decoder_start_token_id")
 
 
 def main(folder: Path) -> None:
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder / "model").eval()
-    found = []
-    for source in json.loads((folder / "sources.json").read_text()):
-        with torch.no_grad():
-            ids = model.generate(
-                torch.tensor([source]), num_beams=1, do_sample=False, max_new_tokens=30
-            )
-        found.append(ids[0].tolist())
-    (folder / "greedy.json").write_text(json.dumps(found))
+    # What the model's directory says about forced tokens would come in between.
+    config = model.config
+    model.generation_config = transformers.GenerationConfig(
+        **{name: getattr(config, name) for name in IDS}
+    )
+    cases, found = json.loads((folder / "cases.json").read_text()), {}
+    for name, case in cases["sets"].items():
+        if "penalty_alpha" in case:
+            alpha, k, longest = (case[n] for n in ("penalty_alpha", "top_k", "max_length"))
+            ids = [contrastive(model, source, alpha, k, longest) for source in cases["sources"]]
+            found[name] = [{"ids": [row], "scores": None} for row in ids]
+        else:
+            found[name] = generate(model, cases["sources"], case)
+    (folder / "found.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(1)  # products this small only wait for each other
     main(Path(sys.argv[1]))

@@ -1,8 +1,25 @@
-"""Greedy search beside transformers' on a model that fairseq trained, saved by us."""
+"""Searches beside transformers' `generate`, on models that fairseq trained, saved by us.
+
+What makes the two agree, option by option:
+
+* lengths: `max_new_tokens` is `max_len_b` + 1, for `</s>` is a token there; `min_length` is
+  `min_len` + 1, for the start token is one; `length_penalty` is `lenpen`.
+* Forced tokens are certain there, and as probable as the model says here (fairseq's rule). The ids
+  of a greedy search are the same for all that. Beams are compared with fairseq's rule on both
+  sides; with transformers' where `lenpen` is 0, and no hypothesis is as long as it may be.
+* `decoder_input_ids` count neither in a length nor in a score there, and do both here. So beams
+  are compared with `lenpen` 0.
+* `early_stopping=True`: the beams that end in the very step that fills the last place compete for
+  all places there; here they take the free ones. The best hypothesis is the same.
+* `prefix_allowed_tokens_fn` has fairseq's W candidates here, and 2 W there: a greedy search is the
+  same.
+* `temperature` only matters there where it samples.
+"""
 
 import json
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
 from bart_hk.checkpoint.fairseq import from_fairseq
@@ -10,26 +27,191 @@ from bart_hk.checkpoint.huggingface import write_model
 from bart_hk.config import BARTConfig
 from bart_hk.generation.generator import Generator
 from bart_hk.generation.options import GenerationOptions
+from bart_hk.generation.trie import Trie
 from bart_hk.model import BART
 from tests.generation.conftest import INPUTS
+from tests.generation.test_fairseq import perturbed
+
+SENTENCES = 12
+# Ours, and what transformers is given beside `num_beams`, `max_new_tokens` and what
+# `generate_arguments` translates.
+OURS_FORCED = {"keep_chances": True}
+GREEDY = {
+    "greedy": ({}, OURS_FORCED),
+    "greedy_repetition_1.2": ({"repetition_penalty": 1.2}, OURS_FORCED),
+    "greedy_repetition_3": ({"repetition_penalty": 3.0, "min_len": 5}, OURS_FORCED),
+    "greedy_repetition_0.7": ({"repetition_penalty": 0.7}, OURS_FORCED),
+    "greedy_no_repeat_2": ({"no_repeat_ngram_size": 2}, OURS_FORCED),
+    "greedy_no_repeat_3": ({"no_repeat_ngram_size": 3, "min_len": 14}, OURS_FORCED),
+    "greedy_min_len": ({"min_len": 9}, OURS_FORCED),
+    "greedy_suppressed": ({"suppress_tokens": (5, 6, 11, 16, 23, 41)}, OURS_FORCED),
+    "greedy_forced_bos": ({"forced_bos_token_id": 9}, {"forced_bos_token_id": 9}),
+    "greedy_forced_eos": ({"max_len_b": 4}, {"forced_eos_token_id": 2}),
+    "greedy_prefix": ({}, {"prefixes": True}),
+    "greedy_prefix_repetition": ({"repetition_penalty": 1.5}, {"prefixes": True}),
+    "greedy_trie": ({}, {"trie": True}),
+    "greedy_together": (
+        {
+            "repetition_penalty": 1.3,
+            "no_repeat_ngram_size": 3,
+            "min_len": 8,
+            "suppress_tokens": (12, 13),
+        },
+        OURS_FORCED,
+    ),
+}
+BEAMS = {
+    f"beam_{stopping}_{lenpen}": ({"early_stopping": stopping, "lenpen": lenpen}, OURS_FORCED)
+    for stopping in (True, False, "never")
+    for lenpen in (0.0, 0.5, 1.0, 2.0, -0.5)
+} | {
+    "beam_no_repeat": ({"no_repeat_ngram_size": 2, "early_stopping": False}, OURS_FORCED),
+    "beam_min_len": ({"min_len": 8, "early_stopping": "never", "lenpen": 0.6}, OURS_FORCED),
+    "beam_suppressed": (
+        {"suppress_tokens": (5, 6, 11, 16), "early_stopping": False, "lenpen": 1.5},
+        OURS_FORCED,
+    ),
+    "beam_repetition": ({"repetition_penalty": 1.4, "early_stopping": False}, OURS_FORCED),
+    "beam_repetition_0.8": ({"repetition_penalty": 0.8, "early_stopping": "never"}, OURS_FORCED),
+    "beam_repetition_true": ({"repetition_penalty": 2.0, "lenpen": 0.5}, OURS_FORCED),
+    "beam_short": ({"max_len_b": 5, "early_stopping": False, "lenpen": 2.0}, OURS_FORCED),
+    "beam_short_never": ({"max_len_b": 6, "early_stopping": "never"}, OURS_FORCED),
+    "beam_8": ({"beam": 8, "early_stopping": "never", "nbest": 3}, OURS_FORCED),
+    "beam_2": ({"beam": 2, "early_stopping": False, "no_repeat_ngram_size": 3}, OURS_FORCED),
+    "beam_forced_bos": (
+        {"lenpen": 0.0, "early_stopping": False, "forced_bos_token_id": 0},
+        {"forced_bos_token_id": 0},
+    ),
+    "beam_forced_bos_other": (
+        {"lenpen": 0.0, "early_stopping": "never", "forced_bos_token_id": 20},
+        {"forced_bos_token_id": 20},
+    ),
+    "beam_prefix": ({"lenpen": 0.0, "early_stopping": False}, {"prefixes": True}),
+    "beam_prefix_never": (
+        {"lenpen": 0.0, "early_stopping": "never", "beam": 3, "no_repeat_ngram_size": 2},
+        {"prefixes": True},
+    ),
+}
+CONTRASTIVE = {
+    f"contrastive_{alpha}_{k}": ({"penalty_alpha": alpha, "sampling_topk": k}, {})
+    for alpha, k in ((0.3, 4), (0.6, 4), (0.6, 10), (0.9, 3), (0.05, 2))
+}
+SETS = {
+    **{name: ({"beam": 1, **ours}, theirs) for name, (ours, theirs) in GREEDY.items()},
+    **{name: ({"beam": 4, **ours}, theirs) for name, (ours, theirs) in BEAMS.items()},
+    **{name: ({"beam": 1, **ours}, theirs) for name, (ours, theirs) in CONTRASTIVE.items()},
+}
+MODELS = ("trained", "perturbed")  # transformers has no network like the other trained one
 
 
-def test_greedy_tokens_equal_transformers(golden, oracle, tmp_path):
-    case = golden("generation/cases.json")["models"]["post_norm"]
-    config = BARTConfig(**case["config"])
-    params, _ = from_fairseq(load_file(INPUTS / case["weights"]), config)
-    # transformers has one length for source and target: rows that no source is long enough to use.
-    room = config.max_target_positions - config.max_source_positions
-    config = config.replace(max_source_positions=config.max_target_positions)
-    positions = params["encoder/embed_positions"]
-    positions["embeddings"] = np.pad(positions["embeddings"], ((0, room), (0, 0)))
-    write_model(tmp_path / "model", config, params)
-    (tmp_path / "sources.json").write_text(json.dumps(case["sources"]))
-    oracle("oracle_generation.py", tmp_path)
-    theirs = json.loads((tmp_path / "greedy.json").read_text())
-    options = GenerationOptions(beam=1, max_len_b=29)  # and </s>, which transformers counts
-    rows = [np.array(source) for source in case["sources"]]
-    ours = Generator(BART(config)).generate(params, rows, options)
-    assert len({tuple(ids) for ids in theirs}) > len(theirs) / 2  # they say different things
-    for (hypothesis,), ids in zip(ours, theirs, strict=True):
-        assert [config.decoder_start_token_id, *hypothesis["tokens"]] == ids
+def generate_arguments(ours, theirs, longest, prefixes, trie):
+    """The case for `oracle_generation.py`."""
+    max_len = ours.get("max_len_b", longest)
+    if "penalty_alpha" in ours:
+        alpha, k = ours["penalty_alpha"], ours["sampling_topk"]
+        return {"penalty_alpha": alpha, "top_k": k, "max_length": max_len + 2}
+    case = {
+        "num_beams": ours["beam"],
+        "num_return_sequences": ours.get("nbest", ours["beam"]),
+        "do_sample": False,
+        "max_new_tokens": max_len + 1,
+        "min_length": ours.get("min_len", 1) + 1,
+        "length_penalty": ours.get("lenpen", 1.0),
+        "early_stopping": ours.get("early_stopping", True),
+        "repetition_penalty": ours.get("repetition_penalty", 1.0),
+        "no_repeat_ngram_size": ours.get("no_repeat_ngram_size", 0),
+        **theirs,
+    }
+    if "suppress_tokens" in ours:
+        case["suppress_tokens"] = list(ours["suppress_tokens"])
+    if theirs.get("prefixes"):  # transformers counts what is generated after them
+        case["prefixes"] = prefixes
+        case["max_length"] = case.pop("max_new_tokens") + 1
+    if theirs.get("trie"):
+        case["trie"] = trie
+    return case
+
+
+@pytest.fixture(scope="module")
+def answers(golden, oracle, tmp_path_factory):
+    """Of each model: the case, config and parameters, and what transformers found."""
+    found = {}
+    for name in MODELS:
+        folder = tmp_path_factory.mktemp(name)
+        case = golden("generation/cases.json")["models"]["post_norm"]
+        config = BARTConfig(**case["config"])
+        state = load_file(INPUTS / case["weights"])
+        params, _ = from_fairseq(perturbed(state) if name == "perturbed" else state, config)
+        # transformers has one length for source and target: rows that nothing is long enough for.
+        positions = (config.max_source_positions, config.max_target_positions)
+        config = config.replace(max_source_positions=max(positions))
+        config = config.replace(max_target_positions=max(positions))
+        for side, size in zip(("encoder", "decoder"), positions, strict=True):
+            table = params[f"{side}/embed_positions"]
+            room = ((0, max(positions) - size), (0, 0))
+            table["embeddings"] = np.pad(table["embeddings"], room)
+        write_model(folder / "model", config, params)
+        sources = case["sources"][:SENTENCES]
+        longest = min(positions[1], 32) - 2
+        prefixes = [target[: 1 + i % 5] for i, target in enumerate(case["targets"][:SENTENCES])]
+        trie = case["inputs"]["trie"]["allowed"]["trie"]
+        sets = {
+            key: generate_arguments(*pair, longest, prefixes, trie) for key, pair in SETS.items()
+        }
+        (folder / "cases.json").write_text(json.dumps({"sources": sources, "sets": sets}))
+        oracle("oracle_generation.py", folder)
+        theirs = json.loads((folder / "found.json").read_text())
+        generator = Generator(BART(config))
+        found[name] = (sources, longest, prefixes, trie, generator, params, theirs)
+    return found
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", SETS)
+def test_hypotheses_equal_transformers(answers, model, name):
+    sources, longest, prefixes, trie, generator, params, found = answers[model]
+    ours, theirs = SETS[name]
+    arguments = {}
+    if theirs.get("prefixes"):
+        arguments["prefix_tokens"] = prefixes
+    if theirs.get("trie"):
+        arguments["prefix_allowed_tokens_fn"] = Trie(trie)
+    options = GenerationOptions(**{"max_len_b": longest, **ours})
+    rows = [np.array(source) for source in sources]
+    generated = generator.generate(params, rows, options, **arguments)
+    config = generator.bart.config
+    start, pad, eos = config.decoder_start_token_id, config.pad_token_id, config.eos_token_id
+    best_only = options.beam > 1 and options.early_stopping is True
+    scored = options.beam > 1 and theirs is OURS_FORCED
+    for i, (hypotheses, their) in enumerate(zip(generated, found[name], strict=True)):
+        ids = [[start, *h["tokens"]] for h in hypotheses]
+        expected = [[*row[:1], *stripped(row[1:], pad, eos)] for row in their["ids"]]
+        if best_only:
+            ids, expected = ids[:1], expected[:1]
+        assert ids == expected, f"sentence {i}"
+        if scored:
+            scores = [float(h["score"]) for h in hypotheses]
+            n = len(ids)
+            np.testing.assert_allclose(scores[:n], their["scores"][:n], atol=1e-4)
+
+
+def stripped(row, pad, eos):
+    """`row` up to its `</s>`, without the padding behind it."""
+    return row[: row.index(eos) + 1] if eos in row else [i for i in row if i != pad]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_cases_differ(answers, model):
+    *_, found = answers[model]
+
+    def ids(name):
+        return [row["ids"] for row in found[name]]
+
+    assert len({str(row) for row in ids("greedy")}) > SENTENCES / 2  # they say different things
+    for names, plain in ((GREEDY, "greedy"), (CONTRASTIVE, "greedy")):
+        changed = [name for name in names if ids(name) != ids(plain)]
+        assert len(changed) >= len(names) - 2
+    # The three meanings of early_stopping.
+    for lenpen in (1.0, 2.0):
+        modes = [ids(f"beam_{mode}_{lenpen}") for mode in (True, False, "never")]
+        assert modes[0] != modes[1] != modes[2]
