@@ -43,6 +43,9 @@ _WEIGHTS = (
     ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"],
     ["model.pt"],
 )
+# requests' error of a dropped connection. From version 1 on huggingface_hub has no requests, and
+# goes on with the download itself; before, with what has come when it is asked again.
+_DROPPED, _TRIES = "ChunkedEncodingError", 5
 
 
 def snapshot(
@@ -103,7 +106,8 @@ class _Request:
             f"run `hf download {repository} --local-dir FOLDER` where there is a network, bring "
             "FOLDER here and give its path"
         )
-        try:
+
+        def download() -> Path:
             folder = snapshot_download(
                 repository,
                 revision=self.revision,
@@ -113,6 +117,15 @@ class _Request:
                 local_files_only=self.local_files_only,
             )
             return Path(folder)
+
+        try:
+            for _ in range(_TRIES - 1):
+                try:
+                    return download()
+                except Exception as error:
+                    if type(error).__name__ != _DROPPED:
+                        raise
+            return download()
         except errors.GatedRepoError as error:
             raise PermissionError(
                 f"{repository} is gated: accept its conditions at {hub}/{repository} and log in "

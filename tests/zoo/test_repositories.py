@@ -39,12 +39,13 @@ NAME = "facebook/bart-tiny"
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     about = Hub(repositories={NAME: {"main": {**READ, **NOT_READ}}})
     http = hub_server.start(about)
-    from huggingface_hub import constants
+    from huggingface_hub import constants, file_download
 
     # What it makes of HF_ENDPOINT, HF_HOME and HF_HUB_DISABLE_PROGRESS_BARS when it is imported.
     monkeypatch.setattr(constants, "ENDPOINT", about.address)
     template = about.address + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    for module in (constants, file_download):  # the second until version 1
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
