@@ -1,7 +1,7 @@
 """A model through every format and back: tensors bit for bit, and everything that belongs to it."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from bart_hk.checkpoint.fairseq_file import TASK_HEAD, read_fairseq, write_fairs
 from bart_hk.checkpoint.huggingface import read_model, write_model
 from bart_hk.checkpoint.model_files import ModelFiles
 from bart_hk.text import SentencePieceBPE, TextEncoder, train_bpe
+from bart_hk.text.sentencepiece import PLBART, PLBART_LANGUAGES
 from tests.conftest import GOLDENS
 
 TEXTS = ["the cat sat on the mat", "Ünï 😀", "<s> <mask>"]
@@ -65,20 +66,25 @@ def byte_level() -> TextEncoder:
     return train_bpe(["the cat sat on the mat, the hat"] * 3, 280)
 
 
-def mbart() -> TextEncoder:
+def mbart(layout: str = "MBartTokenizer", languages: Sequence[str] | None = None) -> TextEncoder:
     model = io.BytesIO()
     lines = (GOLDENS / "inputs" / "sentences.txt").read_text(encoding="utf-8").splitlines()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines), model_writer=model, vocab_size=200, minloglevel=2
     )
     bpe = SentencePieceBPE(model.getvalue())
-    return TextEncoder(bpe, bpe.dictionary("MBartTokenizer"), tokenizer_class="MBartTokenizer")
+    return TextEncoder(bpe, bpe.dictionary(layout, languages), tokenizer_class=layout)
+
+
+def plbart() -> TextEncoder:
+    return mbart(PLBART, PLBART_LANGUAGES["multi"])
 
 
 MODELS: dict[str, tuple[Callable[[], TextEncoder], dict[str, Any], Any]] = {
     "bart": (byte_level, {}, np.float32),
     "half": (byte_level, {"forced_bos_token_id": None}, np.float16),
     "other start": (byte_level, {"decoder_start_token_id": 0}, ml_dtypes.bfloat16),
+    "plbart": (plbart, {"no_scale_embedding": False, "decoder_start_token_id": 9}, np.float32),
     "mbart": (mbart, {**PRE_NORM, "no_scale_embedding": False}, np.float32),
 }
 
@@ -96,7 +102,9 @@ def test_round_trip(tmp_path, small, random_params, random_head, assert_equal, k
     }
     for head in heads.values():
         head.params = jax.tree.map(lambda a: a.astype(dtype), head.params)
-    extras = {"generation": {"beam": 4, "lenpen": 2.0}}
+    extras: dict[str, Any] = {"generation": {"beam": 4, "lenpen": 2.0}}
+    if kind == "plbart":
+        extras["model_type"] = kind
     first = Whole(ModelFiles(config, random_params(config, dtype), heads, extras), text)
     whole = first
     for number, (write, read) in enumerate(ROUTES[route]):
