@@ -77,6 +77,12 @@ class Request:
             )
         trie, allowed = None, prefix_allowed_tokens_fn
         if isinstance(allowed, Trie):
+            # </s>, if it stands there, does not count.
+            for i in np.flatnonzero(max_len < allowed.shortest - 1):
+                raise ValueError(
+                    f"the trie's shortest sequence has {allowed.shortest} ids, but input {i} may "
+                    f"have only {max_len[i]} tokens before </s>; raise max_len_b"
+                )
             trie, allowed = allowed.tables(config.vocab_size, config.eos_token_id), None
         return cls(
             options,
