@@ -22,6 +22,60 @@ def buckets_up_to(longest: int, buckets: Sequence[int] = LENGTH_BUCKETS) -> tupl
     return tuple(b for b in buckets if b < longest) + (longest,)
 
 
+def choose_buckets(
+    lengths: Sequence[int] | np.ndarray, *, padding: float = 0.08, multiple: int = 8
+) -> tuple[int, ...]:
+    """The fewest buckets for some rows with at most that share of padding in their batches.
+
+    Few programs are compiled, then, and little is computed for nothing. What is possible is bounded
+    by `multiple`: rows of 9 tokens in buckets of 16 are padding for the most part.
+
+    Args:
+        lengths: tokens of each row; at least one, the longest at least 1.
+        padding: of the tokens of batches whose rows are all there.
+        multiple: of which every bucket is one, but for the last where the longest row ends first.
+
+    Returns:
+        Rising lengths, the last of which holds the longest row. Where even all multiples cannot
+        keep to `padding`, all of them that are needed.
+    """
+    sizes = np.asarray(lengths, np.int64)
+    longest = int(sizes.max(initial=0))
+    if longest < 1:
+        raise ValueError("there are no rows with tokens, so no buckets for them")
+    steps = -(-longest // multiple)
+    ends = np.minimum(np.arange(1, steps + 1) * multiple, longest)
+    rows = np.bincount(np.maximum(-(-sizes // multiple), 1) - 1, minlength=steps)
+    before = np.concatenate([[0], np.cumsum(rows)])
+    # cost[j]: padded tokens of the rows in the first j steps, with so many buckets; from[k][j]: the
+    # step after which the last of them begins.
+    limit = sizes.sum() / (1 - padding)
+    cost = np.where(before > 0, np.inf, 0.0)
+    came: list[np.ndarray] = []
+    candidates = np.append(0, ends) * (before - before[:, None])  # [from, to]
+    candidates = np.where(np.tri(steps + 1, k=-1).T > 0, candidates, np.inf)
+    while cost[-1] > limit and len(came) < steps:
+        total = cost[:, None] + candidates
+        came.append(total.argmin(axis=0))
+        cost = np.minimum(total.min(axis=0), np.where(before > 0, np.inf, 0.0))
+    chosen, at = [], steps
+    for begins in reversed(came):
+        chosen.append(int(ends[at - 1]))
+        at = int(begins[at])
+        if at == 0:
+            break
+    return tuple(sorted(chosen))
+
+
+def padding_share(
+    lengths: Sequence[int] | np.ndarray, plan: Sequence[tuple[np.ndarray, tuple[int, int]]]
+) -> float:
+    """The share of padding in planned batches: (rows, [B, S]) pairs, as of `plan_shapes`."""
+    sizes = np.asarray(lengths, np.int64)
+    held = sum(int(sizes[rows].sum()) for rows, _ in plan)
+    return 1 - held / max(1, sum(count * length for _, (count, length) in plan))
+
+
 def bucket(length: int, buckets: Sequence[int] = LENGTH_BUCKETS) -> int:
     """The smallest bucket that holds `length`.
 

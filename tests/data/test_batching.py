@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 
@@ -6,7 +8,9 @@ from bart_hk.data.batching import (
     batch_rows,
     bucket,
     buckets_up_to,
+    choose_buckets,
     pad_rows,
+    padding_share,
     plan_batches,
 )
 
@@ -84,3 +88,49 @@ def test_limits_are_asked_for():
     with pytest.raises(ValueError, match="longer than the longest bucket"):
         plan_batches([9], batch_size=1, buckets=(8,))
     assert plan_batches([], batch_size=4) == []
+
+
+def padding(rows, buckets) -> float:
+    held = np.array(buckets)[np.searchsorted(buckets, rows)]
+    return 1 - rows.sum() / held.sum()
+
+
+def test_chosen_buckets_are_the_fewest_that_keep_to_the_padding():
+    """Against all there are."""
+    rng = np.random.default_rng(0)
+    kept = 0
+    for _ in range(150):
+        rows, limit = rng.integers(1, 60, rng.integers(1, 30)), rng.choice([0.1, 0.2, 0.3])
+        ends = sorted({min(-(-int(n) // 8) * 8, int(rows.max())) for n in range(1, rows.max() + 1)})
+        choices = (
+            [*some, ends[-1]]
+            for count in range(len(ends))
+            for some in itertools.combinations(ends[:-1], count)
+        )
+        fewest = next((len(c) for c in choices if padding(rows, c) <= limit), None)
+        found = choose_buckets(rows, padding=limit)
+        if fewest is None:
+            assert padding(rows, found) == padding(rows, ends)
+        else:
+            assert len(found) == fewest and padding(rows, found) <= limit
+            kept += 1
+    assert kept > 50
+
+
+def test_blocks_of_documents_are_padded_by_less_than_a_tenth():
+    rows = np.random.default_rng(0).integers(2, 513, 50_000)
+    buckets = choose_buckets(rows)
+    assert len(buckets) <= 12 and buckets[-1] == 512
+    plan = [
+        (chosen, (batch_rows(size, max_tokens=8192), size))
+        for chosen in plan_batches(rows, max_tokens=8192, buckets=buckets, shuffle=(1, 1))
+        for size in [bucket(int(rows[chosen].max()), buckets)]
+    ]
+    assert 0.03 < padding_share(rows, plan) < 0.1  # rows that only fill the last batches included
+
+
+def test_no_rows_no_buckets():
+    for rows in ([], [0, 0]):
+        with pytest.raises(ValueError, match="no rows with tokens, so no buckets"):
+            choose_buckets(rows)
+    assert choose_buckets([5]) == (5,) and choose_buckets([512] * 3) == (512,)
