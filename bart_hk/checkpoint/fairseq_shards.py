@@ -70,10 +70,14 @@ def join_shards(checkpoints: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarra
     if len({len(each) for each in modules}) > 1:
         raise ValueError("its shards describe models of different structure")
     joined: dict[str, np.ndarray] = {}
+    seen: set[str] = set()  # or a small file could ask for any amount of memory
     for number, module in enumerate(modules[0]):
         about = [_mapping(each[number], "param_metadata") for each in modules]
         prefix = _prefix(about[0])
         for flat in _mapping(about[0].get("params"), "params"):
+            if f"{prefix}{flat}" in seen:
+                raise ValueError(f"it describes {shown(prefix + str(flat))} twice")
+            seen.add(f"{prefix}{flat}")
             parts = []
             for state, of_rank in zip(states, about, strict=True):
                 padding = _entry(of_rank, flat).get("padding", 0)

@@ -171,6 +171,7 @@ def flat_of(content):
         (lambda c: c.pop("fsdp_metadata"), "does not say how shards are joined (fsdp_metadata)"),
         (lambda c: c.update(fsdp_metadata=[]), "its fsdp_metadata is"),
         (lambda c: c["fsdp_metadata"].update(param_metadata=7), "its param_metadata is"),
+        (lambda c: modules_of(c).__setitem__(1, modules_of(c)[0]), "describes flat_param_0 twice"),
         (lambda c: modules_of(c).pop(), "describe models of different structure"),
         (lambda c: modules_of(c).__setitem__(0, 5), "which is no dictionary"),
         (lambda c: modules_of(c)[0].update(params=None), "which is no dictionary"),
