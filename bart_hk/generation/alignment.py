@@ -96,7 +96,11 @@ def read_dictionary(path: str | PathLike) -> Mapping[str, str]:
         ValueError: a line has only one word, or the file is not UTF-8; the line is named.
     """
     words = {}
-    with open(path, "rb") as file:
+    try:
+        opened = open(path, "rb")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"the alignment dictionary {path} does not exist") from None
+    with opened as file:
         for number, line in enumerate(file, start=1):
             try:
                 columns = line.decode("utf-8").split()

@@ -3,6 +3,7 @@
 Shapes: see the glossary in `bart_hk.model.layers`.
 """
 
+import hashlib
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -154,6 +155,24 @@ class LoadedBART:
     def model(self) -> BART:
         """The network: pure functions of `params`."""
         return self._engine.bart
+
+    def digest(self) -> str:
+        """Tells this model from others, wherever it is loaded: 16 hexadecimal digits.
+
+        It follows from the config and from the first 64 values of every tensor, as training changes
+        every tensor.
+        """
+        digest = hashlib.sha256()
+        members = zip(
+            (self.config, *self._other_configs), (self._params, *self._other_params), strict=True
+        )
+        for config, params in members:
+            digest.update(repr(config).encode())
+            for path in sorted(params):
+                for name, value in sorted(params[path].items()):
+                    digest.update(f"{path} {name} {value.shape} {value.dtype}".encode())
+                    digest.update(np.asarray(value).reshape(-1)[:64].tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def device(self) -> jax.Device:

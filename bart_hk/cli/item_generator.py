@@ -1,0 +1,178 @@
+"""A loaded model that turns the inputs of `bart-hk-generate` into what it writes."""
+
+import argparse
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bart_hk.cli.inputs import Item, lines_of, open_lines
+from bart_hk.cli.outputs import FORMATS
+from bart_hk.generation import alignment
+from bart_hk.generation.lists import plan
+from bart_hk.generation.trie import Trie
+from bart_hk.hub import BARTHubInterface, load
+
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+class ItemGenerator:
+    """A loaded model that turns items into text to write."""
+
+    def __init__(self, arguments: argparse.Namespace, options: Mapping[str, Any]) -> None:
+        """Loads the model, and what else the command names.
+
+        Args:
+            arguments: of the command.
+            options: of `GenerationOptions`, those that were given.
+        """
+        self.arguments = arguments
+        kwargs: dict[str, Any] = {"dtype": DTYPES[arguments.dtype]}
+        for name in ("checkpoint_file", "device", "revision"):
+            if (value := getattr(arguments, name)) is not None:
+                kwargs[name] = value
+        self.words: Mapping[str, str] = {}
+        if arguments.replace_unk:
+            self.words = alignment.read_dictionary(arguments.replace_unk)
+        self.lm = _function(arguments.lm) if arguments.lm else None
+        self.bart: BARTHubInterface = load(
+            arguments.path, data_name_or_path=arguments.data, **kwargs
+        )
+        self.trie = None
+        if arguments.allowed_outputs:
+            self.trie = self._trie(Path(arguments.allowed_outputs))
+        self.render = FORMATS[arguments.format]
+        self.options = {**options, "nbest": arguments.nbest}
+        self.order = self.options.pop("constraints", None)
+        self.prints_alignment = "print_alignment" in self.options
+        if arguments.replace_unk is not None:
+            self.options["print_alignment"] = "hard"
+
+    def _trie(self, path: Path) -> Trie:
+        with open_lines(path) as file:
+            outputs = [line.strip() for line, _ in lines_of(file, str(path))]
+        if not any(outputs):
+            raise ValueError(f"--allowed-outputs {path} holds nothing")
+        start, eos = self.bart.encode_prefix(), self.bart.config.eos_token_id
+        rows = self.bart.text.encode_batch([output for output in outputs if output])
+        return Trie([np.concatenate([start, row, [eos]]) for row in rows], eos)
+
+    def batches(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Indices of the rows of each batch."""
+        arguments, config = self.arguments, self.bart.config
+        lengths = [len(row) for row in rows]
+        limits = (arguments.max_tokens, arguments.batch_size)
+        return [batch for batch, _ in plan(lengths, config.max_source_positions, *limits)]
+
+    def encode(self, items: Sequence[Item]) -> tuple[list[np.ndarray], list[int]]:
+        """The ids of the sources, and the numbers of those that had to be cut."""
+        rows = self.bart.encode([item.source for item in items])
+        longest = min(self.bart.max_positions)
+        full = [i for i, row in enumerate(rows) if len(row) >= longest]
+        whole = self.bart.text.encode_batch([items[i].source for i in full])
+        cut = [
+            items[i].number for i, ids in zip(full, whole, strict=True) if len(ids) > longest - 2
+        ]
+        return rows, cut
+
+    def texts(self, items: Sequence[Item], rows: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+        """Of each item the "text" to write and its "best" hypothesis."""
+        arguments, options = self.arguments, dict(self.options)
+        if any(item.constraints is not None for item in items):
+            options["constraints"] = [
+                self.bart.text.encode_batch(item.constraints or ()) for item in items
+            ]
+            options["ordered"] = self.order == "ordered"
+        if arguments.prefix_size:
+            options["prefix_tokens"] = [self._reference_prefix(item) for item in items]
+        elif arguments.prefix is not None or any(item.prefix is not None for item in items):
+            options["prefix_tokens"] = [
+                self.bart.encode_prefix(item.prefix or arguments.prefix or "") for item in items
+            ]
+        if self.options.get("sampling") or self.options.get("beam_sampling"):
+            # A line's draws must not depend on which lines are in its batch.
+            options["draw_numbers"] = [item.number for item in items]
+        try:
+            found = self.bart.generate(
+                list(rows),
+                prefix_allowed_tokens_fn=self.trie,
+                lm=self.lm,
+                attention=False,
+                max_tokens=arguments.max_tokens,
+                batch_size=arguments.batch_size,
+                **options,
+            )
+        except ValueError as error:
+            raise ValueError(_with_numbers(str(error), items)) from None
+        results = []
+        for item, hypotheses in zip(items, found, strict=True):
+            readable = [self._readable(item, hypothesis) for hypothesis in hypotheses]
+            best = readable[0]["text"] if readable else ""
+            results.append({"text": self.render(item, readable), "best": best})
+        return results
+
+    def _reference_prefix(self, item: Item) -> np.ndarray:
+        if item.target is None:
+            raise ValueError(
+                f"--prefix-size {self.arguments.prefix_size} takes the beginning of a "
+                f"reference, and input {item.number} has none"
+            )
+        start = self.bart.encode_prefix()
+        ids = self.bart.text.encode(item.target)[: self.arguments.prefix_size]
+        return np.concatenate([start, ids]).astype(np.int32)
+
+    def _readable(self, item: Item, hypothesis: Mapping[str, Any]) -> dict[str, Any]:
+        dictionary, eos = self.bart.text.dictionary, self.bart.config.eos_token_id
+        tokens = [int(token) for token in hypothesis["tokens"] if token != eos]
+        symbols = [dictionary[token] for token in tokens]
+        text = self.bart.decode(hypothesis["tokens"])
+        if self.arguments.replace_unk is not None and dictionary.unk_index in tokens:
+            source = [dictionary.bos_word, *self.bart.bpe.encode(item.source).split(" ")]
+            symbols = alignment.replace_unk(
+                symbols,
+                source,
+                hypothesis["alignment"],
+                unk=dictionary.unk_word,
+                translate=self._translate,
+            )
+            text = self.bart.bpe.join([s for s in symbols if s != dictionary.bos_word])
+        shown = [symbol for symbol in symbols if symbol != dictionary.bos_word]
+        pairs = hypothesis["alignment"] if self.prints_alignment else ()
+        return {**hypothesis, "text": text, "symbols": " ".join(shown), "alignment": pairs}
+
+    def _translate(self, symbol: str) -> str:
+        """A symbol of the source, or what the dictionary has for its text."""
+        text = self.bart.bpe.join(["a", symbol])[1:]  # with the space that it begins with
+        word = self.words.get(text.strip())
+        return symbol if word is None else text[: len(text) - len(text.lstrip())] + word
+
+
+def _with_numbers(message: str, items: Sequence[Item]) -> str:
+    """An error about an input of a batch, with the input's number in the file."""
+
+    def number(match: re.Match[str]) -> str:
+        place = int(match[2])
+        return f"{match[1]} {items[place].number if place < len(items) else place}"
+
+    return re.sub(r"\b(input|prefix_tokens) (\d+)\b", number, message)
+
+
+def _function(name: str) -> Callable[..., Any]:
+    """A function by "module:name".
+
+    Raises:
+        ValueError: there is none.
+    """
+    module, _, attribute = name.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"--lm {name}: {error}; it is MODULE:NAME of a function") from None
+    finally:
+        sys.path.remove(os.getcwd())

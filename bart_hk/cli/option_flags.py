@@ -1,0 +1,82 @@
+"""Command-line flags for every field of `GenerationOptions`, made from the dataclass alone."""
+
+import argparse
+import dataclasses
+import inspect
+import re
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from bart_hk.generation.options import GenerationOptions
+
+
+def add_option_flags(parser: argparse._ActionsContainer, *, leave_out: tuple[str, ...]) -> None:
+    """Adds a flag for each option, with fairseq's spelling: `--max-len-b` for `max_len_b`.
+
+    An option that is not given is not among the parsed arguments, so that presets and the model's
+    own defaults show through.
+    """
+    comments = _comments()
+    kinds = get_type_hints(GenerationOptions)
+    for field in dataclasses.fields(GenerationOptions):
+        if field.name in leave_out:
+            continue
+        about = [comments.get(field.name, "")]
+        if field.default not in (None, ()) and kinds[field.name] is not bool:
+            about.append(f"(default {field.default})")
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            dest=field.name,
+            default=argparse.SUPPRESS,
+            help=" ".join(filter(None, about)).replace("%", "%%"),
+            **_arguments(kinds[field.name]),
+        )
+
+
+def _arguments(kind: Any) -> dict[str, Any]:
+    """What argparse needs to know to read a value of a field's type."""
+    if kind is bool:
+        return {"action": "store_true"}
+    if get_origin(kind) is tuple:
+        return {"type": int, "nargs": "+", "metavar": "ID"}
+    parts = [part for part in get_args(kind) if part is not type(None)] or [kind]
+    choices = [c for part in parts if get_origin(part) is Literal for c in get_args(part)]
+    if bool in parts:  # True, False or a word
+        words = {"true": True, "false": False, **{choice: choice for choice in choices}}
+        return {"type": _Words(words), "metavar": f"{{{','.join(words)}}}"}
+    if choices:  # as in fairseq, the flag alone is the first of them
+        return {"choices": choices, "nargs": "?", "const": choices[0]}
+    return {"type": parts[0], "metavar": "N" if parts[0] is int else "X"}
+
+
+class _Words:
+    """Reads one of a few words."""
+
+    __name__ = "value"  # what argparse calls it in an error
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values = values
+
+    def __call__(self, word: str) -> Any:
+        if word.lower() not in self.values:
+            raise argparse.ArgumentTypeError(f"{word!r} is not one of {', '.join(self.values)}")
+        return self.values[word.lower()]
+
+
+def _comments() -> dict[str, str]:
+    """What is said of each field in the dataclass's source: behind it, or above it."""
+    try:
+        lines = inspect.getsource(GenerationOptions).splitlines()
+    except OSError:  # there is no source where this is installed
+        return {}
+    found: dict[str, str] = {}
+    above: list[str] = []
+    for line in map(str.strip, lines):
+        if line.startswith("#"):
+            above.append(line.lstrip("# "))
+            continue
+        if field := re.match(r"(\w+): [^#]*(?:# (.*))?$", line):
+            found[field[1]] = field[2] or " ".join(above)
+        if line.startswith("def "):
+            break
+        above = []
+    return found
