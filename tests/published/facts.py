@@ -282,7 +282,8 @@ def continues_after_padding(forced: Any) -> None:
     """HF, test_decoder_attention_mask: the decoder is given `</s> <pad> <pad> <pad> <s>`.
 
     Nothing looks at the padding, but what follows it stands three positions further on. So it is
-    without padding if the positions are moved instead.
+    without padding if the positions are moved instead. (transformers does not count these tokens in
+    a hypothesis' length, which can matter where hypotheses are nearly as good.)
     """
     params, offset = forced.params, forced.config.position_offset
     table = np.array(params["decoder/embed_positions"]["embeddings"])
