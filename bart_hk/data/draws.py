@@ -10,6 +10,8 @@ import numpy as np
 
 # Sets these streams apart from others of the same seed.
 _PURPOSE = 0x4E4F495345  # "NOISE"
+_AHEAD = 512  # numbers that are drawn at once at least; more than enough for a short row
+_FEW = 8  # entries of a permutation that are picked rather than sorted
 
 
 class Draws(Protocol):
@@ -64,25 +66,39 @@ class KeyedDraws:
         until = self._used + counts
         if until.max(initial=0) > self._drawn.shape[1]:
             self._draw_up_to(int(until.max()))
-        column = np.arange(self._drawn.shape[1])
-        found = self._drawn[(column >= self._used[:, None]) & (column < until[:, None])]
+        bounds = zip(self._drawn, self._used.tolist(), until.tolist(), strict=True)
+        found = [row[begin:end] for row, begin, end in bounds if end > begin]
         self._used = until
-        return found
+        return np.concatenate(found) if found else np.zeros(0, np.uint64)
 
     def _draw_up_to(self, needed: int) -> None:
-        """Lengthens the drawn part of every row's stream, well beyond what is needed now."""
+        """Lengthens the drawn part of every row's stream, beyond what is needed now."""
         had = self._drawn.shape[1]
-        more = max(2 * needed, 2 * had, 128) // 4 * 4 - had
-        new = np.empty((len(self._drawn), more), np.uint64)
+        more = max(needed + 256, 2 * had, _AHEAD) // 4 * 4 - had
+        drawn = np.empty((len(self._drawn), had + more), np.uint64)
+        drawn[:, :had] = self._drawn
         state, bits = self._state, self._bits
-        for row, counter in enumerate(self._counters):
+        for row, counter in zip(drawn, self._counters, strict=True):
             state["state"]["counter"] = counter
             bits.state = state
-            new[row] = bits.random_raw(more)
+            row[had:] = bits.random_raw(more)
         self._counters[:, 0] += np.uint64(more // 4)  # one step gives four
-        self._drawn = np.concatenate([self._drawn, new], axis=1)
+        self._drawn = drawn
 
     def permutations(self, sizes: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        few = (kept <= _FEW) & (sizes > 4 * kept)
+        if not few.any():
+            return self._sorted(sizes, kept)
+        if few.all():
+            return self._picked(sizes, kept)
+        found = np.empty(int(kept.sum()), np.int64)
+        picked = np.repeat(few, kept)
+        # Each row draws from its own stream, so it does not matter who comes first.
+        found[picked] = self._picked(np.where(few, sizes, 0), np.where(few, kept, 0))
+        found[~picked] = self._sorted(np.where(few, 0, sizes), np.where(few, 0, kept))
+        return found
+
+    def _sorted(self, sizes: np.ndarray, kept: np.ndarray) -> np.ndarray:
         """By sorting random numbers; their lowest bits say where each was."""
         most = int(sizes.max(initial=0))
         bits = np.uint64(max(most, 1).bit_length())
@@ -94,6 +110,20 @@ class KeyedDraws:
         keys.sort(axis=1)
         chosen = keys[np.arange(most) < kept[:, None]]
         return (chosen & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
+
+    def _picked(self, sizes: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        """By picking a few, one after the other, from those that are left."""
+        most = int(kept.max(initial=0))
+        inside = np.arange(most) < kept[:, None]
+        drawn = np.zeros(inside.shape)
+        drawn[inside] = self.uniforms(kept)
+        chosen = (drawn * (sizes[:, None] - np.arange(most))).astype(np.int64)
+        for step in range(1, most):
+            # The number of one among those left, counted without the ones chosen before.
+            before = np.sort(chosen[:, :step], axis=1)
+            for other in range(step):
+                chosen[:, step] += chosen[:, step] >= before[:, other]
+        return chosen[inside]
 
     def uniforms(self, counts: np.ndarray) -> np.ndarray:
         return (self._raw(counts) >> np.uint64(11)) * 2.0**-53

@@ -251,11 +251,12 @@ class StoreWriter:
         for file in self._files:
             file.close()
 
-    def finish(self) -> None:
-        """Writes the index."""
+    def finish(self, keep: bool = False) -> None:
+        """Writes the index; `keep` leaves what another process would need to go on."""
         self.sync()
         self.close()
-        with open(self._idx, "wb") as index:
+        new = self._idx.with_suffix(".idx.part")
+        with open(new, "wb") as index:
             code = next(code for code, dtype in _CODES.items() if dtype == self.dtype)
             index.write(_HEADER.pack(_MAGIC, 1, code, self.items))
             sizes = np.fromfile(self._sizes, "<i4")
@@ -264,7 +265,9 @@ class StoreWriter:
             index.write(((ends - sizes) * self.dtype.itemsize).tobytes())
             index.flush()
             os.fsync(index.fileno())
-        self._sizes.unlink()
+        new.replace(self._idx)
+        if not keep:
+            self._sizes.unlink()
 
 
 def _cut(path: Path, end: int) -> BinaryIO:

@@ -125,14 +125,31 @@ def test_spans_are_poisson():
     assert (abs(counts - 1e5 * expected) < 4.5 * np.sqrt(1e5 * expected) + 1).all()
 
 
-def test_permutations_are_uniform():
-    draws = KeyedDraws(1, 1, np.arange(24_000))
-    sizes = np.full(24_000, 4)
-    orders = draws.permutations(sizes, sizes).reshape(-1, 4)
-    counts = np.unique(orders, axis=0, return_counts=True)[1]
-    assert len(counts) == 24 and abs(counts - 1000).max() < 4.5 * math.sqrt(1000)
-    kept = KeyedDraws(1, 1, np.arange(24_000)).permutations(sizes, np.full(24_000, 2))
-    assert np.array_equal(kept.reshape(-1, 2), orders[:, :2])
+@pytest.mark.parametrize(("size", "kept"), [(4, 4), (9, 2), (13, 3), (4, 1), (5, 1)])
+def test_permutations_are_uniform(size, kept):
+    """Sorted ones, and those of which a few are picked."""
+    possible = math.perm(size, kept)
+    expected = 500 if possible < 100 else 50
+    count = expected * possible
+    draws = KeyedDraws(1, 1, np.arange(count))
+    orders = draws.permutations(np.full(count, size), np.full(count, kept)).reshape(-1, kept)
+    seen = np.unique(orders, axis=0, return_counts=True)[1]
+    assert len(seen) == possible and abs(seen - expected).max() < 5 * math.sqrt(expected)
+
+
+def test_permutations_of_rows_that_differ():
+    """What is sorted for one row and picked for another is what each gets alone."""
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(0, 60, 200)
+    kept = (sizes * rng.choice([0, 0.05, 0.1, 0.5, 1], 200)).astype(np.int64)
+    together = KeyedDraws(1, 1, np.arange(200)).permutations(sizes, kept)
+    alone = [
+        KeyedDraws(1, 1, [i]).permutations(sizes[i : i + 1], kept[i : i + 1]) for i in range(200)
+    ]
+    assert np.array_equal(together, np.concatenate(alone))
+    for found, size, some in zip(alone, sizes, kept, strict=True):
+        assert len(set(found.tolist())) == len(found) == some
+        assert not len(found) or 0 <= found.min() <= found.max() < size
 
 
 # --- What each transformation does ----------------------------------------------------------------

@@ -76,3 +76,11 @@ def denoising_blocks(prefix: Path, block_size: int, break_mode: str) -> list[lis
         document_sep_len=0,
     )
     return [blocks[index].tolist() for index in range(len(blocks))]
+
+
+def denoising_slices(prefix: Path, block_size: int, break_mode: str) -> list[list[int]]:
+    """Where those blocks begin and end in the text."""
+    stripped = StripTokenDataset(MMapIndexedDataset(str(prefix)), EOS)
+    sizes = np.array([len(stripped[index]) for index in range(len(stripped))])
+    slices = TokenBlockDataset._build_slice_indices(sizes, break_mode, 0, block_size)[2]
+    return slices.tolist()

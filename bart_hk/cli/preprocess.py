@@ -1,0 +1,168 @@
+"""`bart-hk-preprocess`: texts as token stores, for pretraining.
+
+bart-hk-preprocess books/ --valid-share 0.01 --output DATA
+bart-hk-preprocess wiki.txt.gz --valid held_out.txt --tokenizer bart.base --output DATA
+bart-hk-preprocess reviews.jsonl.zst --sentencepiece 8192 --output DATA
+"""
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bart_hk.data.documents import TextFile, find_files
+from bart_hk.data.preprocessing import Counts, Reader, Split, preprocess
+from bart_hk.data.readers import DataError
+from bart_hk.text import TextEncoder, train_sentencepiece
+from bart_hk.text.gpt2_bpe import GPT2_SIZES
+
+_FORMATS = """texts:
+  .txt           a line is a sentence (or a paragraph), an empty line ends a document
+  .md            a file is a document, a paragraph a line; marks are removed
+  .jsonl         an object is a document: its "text", or the field named by --field
+  .gz .xz .bz2 .zst of these, and folders of all of them"""
+
+
+def _encoder(name: str) -> TextEncoder:
+    if name in GPT2_SIZES:
+        return TextEncoder.gpt2(name)
+    return TextEncoder.load(name)
+
+
+def _learnt(
+    train: Sequence[TextFile], split: Split, size: int, byte_fallback: bool, sample: int
+) -> TextEncoder:
+    logging.info("learning %d pieces from %s characters at most", size, f"{sample:,}")
+    return train_sentencepiece(_sample(train, split, sample), size, byte_fallback=byte_fallback)
+
+
+def _sample(train: Sequence[TextFile], split: Split, characters: int) -> Iterator[str]:
+    """Lines of training text: every n-th chunk, so that all files are heard."""
+    total = sum(file.size for file in train)
+    every = max(1, round(total / characters))  # packed files have more; that is cut below
+    left = characters
+    chunk = max(1, min(1 << 16, characters // 16))
+    texts = (lines for role, lines in Reader(train, (), split, chunk).chunks() if role == "train")
+    for number, lines in enumerate(texts):
+        if number % every == 0:
+            for line in lines:
+                if line and left > 0:
+                    left -= len(line)
+                    yield line
+
+
+def _report(counts: dict[str, Counts], output: str, seconds: float) -> None:
+    for role, found in counts.items():
+        share = 100 * found.unknown / max(found.tokens, 1)
+        print(
+            f"{output}/{role}: {found.documents:,} documents, {found.sentences:,} lines, "
+            f"{found.tokens:,} tokens, {share:.3g} % <unk>"
+        )
+    total = sum(found.tokens for found in counts.values())
+    print(f"{seconds:.1f} s, {total / max(seconds, 1e-9) / 1e6:.2f} million tokens/s")
+
+
+def _parser() -> argparse.ArgumentParser:
+    summary, _, examples = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="bart-hk-preprocess",
+        description=summary,
+        epilog=f"{_FORMATS}\n\nexamples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("train", nargs="+", help="files and folders of texts")
+    add(
+        "--output", required=True, metavar="DIR", help="stores and tokenizer; a stopped run goes on"
+    )
+    add("--valid", nargs="+", default=[], metavar="PATH", help="texts to validate on")
+    add(
+        "--valid-share", type=float, default=0.0, metavar="X", help="of train's documents, held out"
+    )
+    add("--field", help="of JSON objects, with the text")
+    add("--seed", type=int, default=1, help="of the documents that are held out")
+    add(
+        "--tokenizer",
+        default="bart.large",
+        metavar="NAME",
+        help="bart.large, bart.base, or a folder with a tokenizer's files",
+    )
+    add("--sentencepiece", type=int, metavar="SIZE", help="learn that many symbols from the text")
+    add(
+        "--byte-fallback",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="learn pieces for bytes as well, so that no character is unknown",
+    )
+    add(
+        "--sample",
+        type=int,
+        default=20_000_000,
+        metavar="N",
+        help="characters at most to learn from (20 million)",
+    )
+    add("--workers", type=int, metavar="N", help="processes; as many as cores by default")
+    add("--quiet", action="store_true", help="no progress bar, no report")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    size = arguments.sentencepiece
+    if arguments.workers is not None and arguments.workers < 1:
+        raise DataError(f"--workers {arguments.workers} must be at least 1")
+    if arguments.sample < 1:
+        raise DataError(f"--sample {arguments.sample} must be at least 1")
+    if arguments.valid and arguments.valid_share:
+        raise DataError("give --valid or --valid-share, not both")
+    train = find_files(arguments.train)
+    valid = find_files(arguments.valid) if arguments.valid else []
+    both = {file.path.resolve() for file in train} & {file.path.resolve() for file in valid}
+    if both:
+        raise DataError(f"{both.pop()} is given to train and to validate on")
+    split = Split(arguments.valid_share, arguments.seed, arguments.field)
+    settings: dict[str, Any] = {"tokenizer": arguments.tokenizer}
+    if size is not None:
+        settings = {
+            "sentencepiece": size,
+            "byte_fallback": arguments.byte_fallback,
+            "sample": arguments.sample,
+        }
+
+    def encoder() -> TextEncoder:
+        if size is None:
+            return _encoder(arguments.tokenizer)
+        return _learnt(train, split, size, arguments.byte_fallback, arguments.sample)
+
+    began = time.perf_counter()
+    counts = preprocess(
+        train,
+        Path(arguments.output),
+        encoder,
+        valid=valid,
+        split=split,
+        settings=settings,
+        workers=arguments.workers,
+        progress=not arguments.quiet and sys.stderr.isatty(),
+    )
+    if not arguments.quiet:
+        _report(counts, arguments.output, time.perf_counter() - began)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; its exit code: 0, 2 with one line on standard error, 130 if interrupted."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(
+        format="%(message)s", level=logging.WARNING if arguments.quiet else logging.INFO
+    )
+    try:
+        _run(arguments)
+    except KeyboardInterrupt:
+        print("bart-hk-preprocess: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    except (OSError, ValueError) as error:
+        print(f"bart-hk-preprocess: {error}", file=sys.stderr)
+        return 2
+    return 0
