@@ -251,6 +251,12 @@ class StoreWriter:
         for file in self._files:
             file.close()
 
+    def _written_sizes(self) -> Iterator[np.ndarray]:
+        """In parts, for there may be many."""
+        with open(self._sizes, "rb") as file:
+            while data := file.read(4 * (1 << 18)):
+                yield np.frombuffer(data, "<i4")
+
     def finish(self, keep: bool = False) -> None:
         """Writes the index; `keep` leaves what another process would need to go on."""
         self.sync()
@@ -259,10 +265,13 @@ class StoreWriter:
         with open(new, "wb") as index:
             code = next(code for code, dtype in _CODES.items() if dtype == self.dtype)
             index.write(_HEADER.pack(_MAGIC, 1, code, self.items))
-            sizes = np.fromfile(self._sizes, "<i4")
-            index.write(sizes.tobytes())
-            ends = np.cumsum(sizes, dtype="<i8")
-            index.write(((ends - sizes) * self.dtype.itemsize).tobytes())
+            for sizes in self._written_sizes():
+                index.write(sizes.tobytes())
+            total = 0
+            for sizes in self._written_sizes():
+                ends = total + np.cumsum(sizes, dtype="<i8")
+                index.write(((ends - sizes) * self.dtype.itemsize).tobytes())
+                total = int(ends[-1])
             index.flush()
             os.fsync(index.fileno())
         new.replace(self._idx)
