@@ -1,6 +1,6 @@
 """What the hub takes and returns: token ids in several forms, NumPy arrays with tensor manners."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,14 @@ class Array(np.ndarray):
 def as_array(x: Any) -> Array:
     """`x` (NumPy's or jax's, or a number) as an `Array`, copied only from another device."""
     return np.asarray(x).view(Array)
+
+
+def with_arrays(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A dictionary whose arrays and NumPy numbers are `Array`s; the rest stays as it is."""
+    return {
+        key: as_array(value) if isinstance(value, np.ndarray | np.generic) else value
+        for key, value in result.items()
+    }
 
 
 def collate_tokens(

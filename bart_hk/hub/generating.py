@@ -8,7 +8,7 @@ import numpy as np
 
 from bart_hk.generation.options import GenerationOptions
 from bart_hk.generation.trie import Trie
-from bart_hk.hub.arrays import as_array
+from bart_hk.hub.arrays import with_arrays
 from bart_hk.hub.streaming import text_pieces
 from bart_hk.hub.texts import TextBART
 from bart_hk.text.gpt2_bpe import GPT2BPE
@@ -130,7 +130,7 @@ class GeneratingBART(TextBART):
         )
         results: list[Any] = [None] * len(rows)
         for i in kept:
-            results[i] = [_as_hub_result(hypothesis) for hypothesis in next(found)]
+            results[i] = [with_arrays(hypothesis) for hypothesis in next(found)]
         if verbose:
             for row, hypotheses in zip(rows, results, strict=True):
                 self._log(row, hypotheses)
@@ -309,13 +309,6 @@ class GeneratingBART(TextBART):
 
 def _is_single(tokens: Any) -> bool:
     return not isinstance(tokens, list | tuple) and np.ndim(tokens) == 1
-
-
-def _as_hub_result(hypothesis: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: as_array(value) if isinstance(value, np.ndarray | np.generic) else value
-        for key, value in hypothesis.items()
-    }
 
 
 def _prefixes(prefixes: Any, rows: int, kept: Sequence[int]) -> list[Any] | None:

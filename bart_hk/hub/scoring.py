@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from bart_hk.hub.generating import GeneratingBART, _as_hub_result
+from bart_hk.hub.arrays import with_arrays
+from bart_hk.hub.generating import GeneratingBART
 from bart_hk.text.framing import frame
 
 
@@ -70,7 +71,7 @@ class ScoringBART(GeneratingBART):
             attention=attention,
             **self._batch_limits(),
         )
-        results = [_as_hub_result(hypothesis) for hypothesis in found]
+        results = [with_arrays(hypothesis) for hypothesis in found]
         if verbose:
             for row, hypothesis in zip(sources, results, strict=True):
                 self._log(row, [hypothesis])
