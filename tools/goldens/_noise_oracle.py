@@ -65,7 +65,8 @@ def recorded(made: DenoisingDataset) -> Iterator[list[Draw]]:
     """Everything random that fairseq draws meanwhile, in order."""
     draws: list[Draw] = []
     randperm, randint, uniform = torch.randperm, torch.randint, torch.Tensor.uniform_
-    random, integer = np.random.random, np.random.randint
+    numpy: Any = np.random
+    random, integer = numpy.random, numpy.randint
     distribution = made.mask_span_distribution
 
     def log(kind: str, size: int, values: Any) -> Any:
@@ -93,15 +94,15 @@ def recorded(made: DenoisingDataset) -> Iterator[list[Draw]]:
     torch.randperm = lambda size: log("permutations", size, randperm(size))
     torch.randint = tokens
     torch.Tensor.uniform_ = uniforms
-    np.random.random = lambda: log("uniforms", 1, [random()])[0]
-    np.random.randint = offset
+    numpy.random = lambda: log("uniforms", 1, [random()])[0]
+    numpy.randint = offset
     if distribution is not None:
         distribution.sample = spans
     try:
         yield draws
     finally:
         torch.randperm, torch.randint, torch.Tensor.uniform_ = randperm, randint, uniform
-        np.random.random, np.random.randint = random, integer
+        numpy.random, numpy.randint = random, integer
 
 
 def noised(

@@ -28,7 +28,7 @@ def random_sizes(rng: random.Random, count: int) -> list[int]:
 def block_cases(seed: int, count: int) -> list[dict[str, Any]]:
     """Sizes, options and fairseq's slices."""
     rng = random.Random(seed)
-    found = []
+    found: list[dict[str, Any]] = []
     while len(found) < count:
         sizes = random_sizes(rng, rng.randint(1, 40))
         options = {
