@@ -308,19 +308,18 @@ def _generate_all(
             limit,
             cut[0],
         )
-    last = _summary(job, metrics)
+    last = _summary(job, metrics, generation.options["beam"])
     if unfinished is not None:
         unfinished.finish(last)
     elif out is not None:
         out.finish(last)
 
 
-def _summary(job: _Job, metrics: TextMetrics | None) -> str:
+def _summary(job: _Job, metrics: TextMetrics | None, beam: int) -> str:
     """The last lines of the output, fairseq's; of other formats they go to standard error."""
     if metrics is None:
         return ""
     subset = "test" if job.input is None else job.input.name.partition(".")[0]
-    beam = job.options.get("beam", GenerationOptions.beam)
     text = "".join(f"Generate {subset} with beam={beam}: {line}\n" for line in metrics.lines())
     if job.arguments.format == "fairseq":
         return text

@@ -15,6 +15,7 @@ from bart_hk.cli.inputs import Item, lines_of, open_lines
 from bart_hk.cli.outputs import FORMATS
 from bart_hk.generation import alignment
 from bart_hk.generation.lists import plan
+from bart_hk.generation.options import GenerationOptions
 from bart_hk.generation.trie import Trie
 from bart_hk.hub import BARTHubInterface, load
 
@@ -48,6 +49,9 @@ class ItemGenerator:
             self.trie = self._trie(Path(arguments.allowed_outputs))
         self.render = FORMATS[arguments.format]
         self.options = {**options, "nbest": arguments.nbest}
+        # `generate` has a beam of its own, before which the model's would not count.
+        defaults = {"beam": GenerationOptions.beam, **self.bart.extras.get("generation", {})}
+        self.options.setdefault("beam", defaults["beam"])
         self.order = self.options.pop("constraints", None)
         self.prints_alignment = "print_alignment" in self.options
         if arguments.replace_unk is not None:

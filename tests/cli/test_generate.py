@@ -289,6 +289,16 @@ def test_paths_with_a_colon_are_an_ensemble(run, model, texts, tmp_path):
     assert both not in (one, two)
 
 
+def test_the_models_own_options_are_defaults(run, model, texts, loaded, monkeypatch):
+    bart = loaded(str(model), data_name_or_path=".", dtype="float32")
+    monkeypatch.setitem(bart.extras, "generation", {"beam": 3, "max_len_b": 4, "min_len": 4})
+    lines = succeeded(run(texts, "--references", texts, "--metrics", "bleu"))
+    assert all(len(line.split()) == 6 for line in lines if line[0] == "P")
+    assert lines[-1].startswith("Generate in with beam=3: ")
+    assert succeeded(run(texts, "--beam", "3", "--references", texts, "--metrics", "bleu")) == lines
+    assert succeeded(run(texts, "--max-len-b", "5", "--min-len", "5"))[1] != lines[1]
+
+
 def test_only_allowed_outputs_come_out(run, texts, tmp_path):
     (tmp_path / "outputs").write_text("yes\nno\nnot at all\n")
     lines = succeeded(run(texts, "--allowed-outputs", "outputs", "--format", "text", "--beam", "3"))

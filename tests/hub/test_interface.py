@@ -458,3 +458,13 @@ def test_moving_and_casting(bart):
     if jax.default_backend() == "cpu":
         with pytest.warns(UserWarning, match="jax sees no GPU: staying on"):
             assert bart.cuda() is bart
+
+
+def test_a_digest_tells_models_apart(bart, tiny_params):
+    same = BARTHubInterface(bart.config, tiny_params)
+    assert same.digest() == bart.digest() and len(bart.digest()) == 16
+    assert bart.bfloat16().digest() != same.digest()
+    bart.float().params = jax.tree.map(lambda x: x + 0.01, same.params)
+    assert bart.digest() != same.digest()
+    other = BARTHubInterface(bart.config.replace(forced_bos_token_id=None), tiny_params)
+    assert other.digest() != same.digest()
