@@ -27,17 +27,16 @@ def choose_buckets(
 ) -> tuple[int, ...]:
     """The fewest buckets for some rows with at most that share of padding in their batches.
 
-    Few programs are compiled, then, and little is computed for nothing. What is possible is bounded
-    by `multiple`: rows of 9 tokens in buckets of 16 are padding for the most part.
+    Few programs are compiled, then, and little is computed for nothing.
 
     Args:
         lengths: tokens of each row; at least one, the longest at least 1.
         padding: of the tokens of batches whose rows are all there.
         multiple: of which every bucket is one, but for the last where the longest row ends first.
+            Where even all of them are too few (rows of 9 tokens in 16), half of it is tried.
 
     Returns:
-        Rising lengths, the last of which holds the longest row. Where even all multiples cannot
-        keep to `padding`, all of them that are needed.
+        Rising lengths, the last of which holds the longest row.
     """
     sizes = np.asarray(lengths, np.int64)
     longest = int(sizes.max(initial=0))
@@ -58,6 +57,8 @@ def choose_buckets(
         total = cost[:, None] + candidates
         came.append(total.argmin(axis=0))
         cost = np.minimum(total.min(axis=0), np.where(before > 0, np.inf, 0.0))
+    if cost[-1] > limit and multiple > 1:
+        return choose_buckets(sizes, padding=padding, multiple=multiple // 2)
     chosen, at = [], steps
     for begins in reversed(came):
         chosen.append(int(ends[at - 1]))

@@ -109,12 +109,11 @@ def test_chosen_buckets_are_the_fewest_that_keep_to_the_padding():
         )
         fewest = next((len(c) for c in choices if padding(rows, c) <= limit), None)
         found = choose_buckets(rows, padding=limit)
-        if fewest is None:
-            assert padding(rows, found) == padding(rows, ends)
-        else:
-            assert len(found) == fewest and padding(rows, found) <= limit
+        assert padding(rows, found) <= limit and found[-1] == rows.max()
+        if fewest is not None:
+            assert len(found) == fewest and all(b % 8 == 0 for b in found[:-1])
             kept += 1
-    assert kept > 50
+    assert 50 < kept < 150  # for some rows multiples of 8 are too coarse
 
 
 def test_blocks_of_documents_are_padded_by_less_than_a_tenth():
