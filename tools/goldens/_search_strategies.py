@@ -9,8 +9,7 @@ count. What is repaired, beside what `repair` does for all of them:
   possible ones in a lexically constrained search: which, is up to `torch.topk`;
 * the same search ranks by a float32 of the score and a hundred for each bank, so scores that differ
   by more than that come before banks, and those that differ by little are taken for equal;
-* ordered phrases that are complete are forgotten when a later one breaks off, and a phrase does not
-  begin again with the token that breaks it off;
+* what is wrong with the states of constraints (`_constraint_states.py`);
 * diverse groups read their overlap at the ids that sentences have in the dataset. Here every
   sentence is searched alone.
 """
@@ -19,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from _constraint_states import repair_states
 from fairseq.models import FairseqDecoder, FairseqLanguageModel
 from fairseq.ngram_repeat_block import NGramRepeatBlock
 from fairseq.search import (
@@ -30,7 +30,6 @@ from fairseq.search import (
     PrefixConstrainedBeamSearch,
 )
 from fairseq.sequence_generator import EnsembleModel
-from fairseq.token_generation_constraints import OrderedConstraintState, UnorderedConstraintState
 
 IMPOSSIBLE = -torch.inf
 
@@ -40,6 +39,7 @@ def repair() -> None:
     n-gram blocking that blocks nothing on a CPU."""
     EnsembleModel.set_decoder_beam_size = lambda self, beam_size: None
     NGramRepeatBlock._no_repeat_ngram = _ban_repeated_ngrams
+    repair_states()
 
 
 def _ban_repeated_ngrams(
@@ -179,50 +179,6 @@ class Allowed(PrefixConstrainedBeamSearch):
         return found
 
 
-class _Ordered(OrderedConstraintState):
-    """Phrases in order; `state` + 1 tokens of all of them are there."""
-
-    @property
-    def begin(self) -> int:
-        """Where the phrase begins of which tokens are missing."""
-        ends = [i for i, end in enumerate(self.sequence.endpoints[: self.state + 1]) if end]
-        return ends[-1] + 1 if ends else 0
-
-    def next_tokens(self) -> set[int]:
-        if self.finished:
-            return set()
-        again = [self.sequence[self.begin]] if self.state + 1 > self.begin else []
-        return {int(token) for token in [self.sequence[self.state + 1], *again]}
-
-    def advance(self, token: int) -> "_Ordered":
-        if self.finished:
-            return self
-        phrase = [int(t) for t in self.sequence.sequences[self.begin :]]
-        said = [*phrase[: self.state + 1 - self.begin], int(token)]
-        # The longest end of it that begins the phrase; all of it, if the token goes on with it.
-        kept = max(n for n in range(len(said) + 1) if said[len(said) - n :] == phrase[:n])
-        return _Ordered(self.sequence, self.begin + kept - 1)
-
-
-class _Unordered(UnorderedConstraintState):
-    def advance(self, token: int) -> "_Unordered":
-        child = self.node[int(token)]
-        if child is not None and self.generated[child] < child.num_constraints:
-            return _Unordered(child, copy_from=self)
-        found, node = _Unordered(self.root, copy_from=self), self.node
-        while node != self.root:
-            if node.terminal and self.completed[node] < node.terminal:
-                found.completed[node] += 1
-                break
-            found.generated[node] -= 1
-            node = node.parent
-        # fairseq looks at what was generated before the tokens were given back.
-        child = self.root[int(token)]
-        if child is not None and found.generated[child] < child.num_constraints:
-            return _Unordered(child, copy_from=found)
-        return found
-
-
 class _PossibleState:
     """A constraint state that asks for possible tokens only."""
 
@@ -238,18 +194,6 @@ class Lexical(LexicallyConstrainedBeamSearch):
     def __init__(self, dictionary: Any, margin: Margin, representation: str) -> None:
         super().__init__(dictionary, representation)
         self.margin = margin
-
-    def init_constraints(self, batch_constraints: Any, beam_size: int) -> None:
-        super().init_constraints(batch_constraints, beam_size)
-        self.constraint_states = [
-            [
-                _Ordered(state.sequence)
-                if isinstance(state, OrderedConstraintState)
-                else _Unordered(state.root)
-                for state in states
-            ]
-            for states in self.constraint_states
-        ]
 
     def step_sentence(
         self,
