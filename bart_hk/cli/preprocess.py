@@ -122,6 +122,10 @@ def _run(arguments: argparse.Namespace) -> None:
     both = {file.path.resolve() for file in train} & {file.path.resolve() for file in valid}
     if both:
         raise DataError(f"{both.pop()} is given to train and to validate on")
+    output = Path(arguments.output)
+    for name in map(Path, (*arguments.train, *arguments.valid)):
+        if name.is_dir() and output.resolve().is_relative_to(name.resolve()):
+            raise DataError(f"--output {output} is in {name}, whose texts are read; name another")
     split = Split(arguments.valid_share, arguments.seed, arguments.field)
     settings: dict[str, Any] = {"tokenizer": arguments.tokenizer}
     if size is not None:
@@ -139,7 +143,7 @@ def _run(arguments: argparse.Namespace) -> None:
     began = time.perf_counter()
     counts = preprocess(
         train,
-        Path(arguments.output),
+        output,
         encoder,
         valid=valid,
         split=split,

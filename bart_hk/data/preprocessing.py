@@ -8,6 +8,8 @@ again, compares it, and goes on.
 
 import collections
 import concurrent.futures
+import contextlib
+import fcntl
 import hashlib
 import json
 import logging
@@ -29,6 +31,7 @@ from bart_hk.text import TextEncoder
 
 MANIFEST = "preprocess.json"  # of a folder that is complete
 _JOURNAL = "preprocess.journal"  # of one that is not
+_LOCK = "preprocess.lock"
 _FORMAT = 1
 _CHUNK = 1 << 20  # characters that are encoded in one go
 
@@ -210,7 +213,6 @@ def preprocess(
     if run.complete():
         _log.info("%s is complete already", output)
         return run.counts
-    folder = run.begin(encoder)
     count = workers or len(os.sched_getaffinity(0))
     size = sum(file.size for file in (*train, *valid))
     bar = tqdm(
@@ -220,13 +222,29 @@ def preprocess(
         unit_scale=True,
         disable=not progress,
     )
-    try:
-        with bar:
-            run.write(_encoded(run.left(bar), folder, count))
-            bar.update(size - bar.n)
-        return run.finish()
-    finally:
-        run.close()
+    with _locked(run.folder):
+        try:
+            run.begin(encoder)
+            with bar:
+                run.write(_encoded(run.left(bar), run.folder, count))
+                bar.update(size - bar.n)
+            return run.finish()
+        finally:
+            run.close()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the folder, made if need be, for one process; a kill releases it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / _LOCK
+    with open(lock, "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{folder} is being written by another process") from None
+        yield
+        lock.unlink(missing_ok=True)
 
 
 _Chunk = tuple[str, str, list[str]]  # split, digest, lines
@@ -328,8 +346,8 @@ class _Run:
                 "remove this one"
             )
 
-    def begin(self, encoder: Callable[[], TextEncoder]) -> Path:
-        """Makes the folder, or goes on in it; gives the folder with the tokenizer."""
+    def begin(self, encoder: Callable[[], TextEncoder]) -> None:
+        """Begins with the tokenizer and a journal, or goes on."""
         journal = self.folder / _JOURNAL
         if journal.exists():
             self._read_journal(journal)
@@ -350,7 +368,6 @@ class _Run:
             self._unknown[role] = last["unknown"] if last else 0
             self._writers[role] = StoreWriter(self.folder / role, vocab_size, *stood)
         self._journal = open(journal, "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
-        return self.folder
 
     def _read_journal(self, journal: Path) -> None:
         lines = journal.read_text(encoding="utf-8").split("\n")

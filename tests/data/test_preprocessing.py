@@ -1,5 +1,6 @@
 """Stores from texts: the same whoever encodes, gone on with when stopped, never short of a word."""
 
+import fcntl
 import gzip
 import itertools
 import json
@@ -233,6 +234,15 @@ def test_another_store_is_not_written_over(texts, tmp_path):
     write_store(tmp_path / "train", np.array([5]), np.array([1]), 100)
     with pytest.raises(DataError, match="holds a token store that this command did not make"):
         run(texts, tmp_path)
+
+
+def test_a_folder_is_written_by_one_process_at_a_time(texts, tmp_path):
+    (tmp_path / "out").mkdir()
+    with open(tmp_path / "out" / "preprocess.lock", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="out is being written by another process"):
+            run(texts, tmp_path / "out")
+    run(texts, tmp_path / "out")
 
 
 def test_a_damaged_journal(texts, tmp_path, stopping, monkeypatch):
