@@ -68,6 +68,17 @@ def test_span_lengths_have_the_probabilities_of_fairseq(golden):
         np.testing.assert_allclose(ours, expected, atol=1e-7, rtol=1e-5)
 
 
+def test_shares_are_rounded_up_as_torch_does(golden):
+    """In float32: for 10 words and a third of them that can make one more, or one less."""
+    odd = {float(p): dict(pairs) for p, pairs in golden("noising/noising.json")["budgets"].items()}
+    assert any(odd.values())
+    for share, exceptions in odd.items():
+        rows = [np.array([0, *[100] * n, 2]) for n in range(1023)]
+        sources = noised(NoiseConfig(mask=share), rows)
+        hidden = [int((source == MASK).sum()) for source in sources]
+        assert hidden == [exceptions.get(n, math.ceil(n * share)) for n in range(1023)]
+
+
 # --- Keys -----------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ Run by `make_goldens.py`. Given the same draws, ours must be the same, token for
 lengths' probabilities are recorded too.
 """
 
+import math
 import sys
 from pathlib import Path
 
@@ -25,8 +26,18 @@ def main(out: Path) -> None:
         options = {"mask": 0.3, "mask_length": "span-poisson", "poisson_lambda": rate}
         found = dataset([[0, 2]], options, dictionary(60), None).mask_span_distribution
         spans[str(rate)] = found.probs.tolist()
+    # How many of n words are hidden, where that is not what n * p is rounded up to.
+    budgets = {}
+    for share in (0.15, 0.3, 0.35, 0.7):
+        torchs = [math.ceil(torch.tensor(float(n)) * share) for n in range(1023)]
+        odd = [[n, found] for n, found in enumerate(torchs) if found != math.ceil(n * share)]
+        budgets[str(share)] = odd
     inputs = [[case["rows"], case["options"], case["word_starts"]] for case in made]
-    write_json(out / "noising.json", {"cases": made, "spans": spans}, input_hash(inputs))
+    write_json(
+        out / "noising.json",
+        {"cases": made, "spans": spans, "budgets": budgets},
+        input_hash(inputs),
+    )
 
 
 if __name__ == "__main__":
