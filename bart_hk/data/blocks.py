@@ -144,9 +144,11 @@ class TokenBlocks:
         return self.take(np.array([block]))[0]
 
     def take(
-        self, blocks: np.ndarray, bos: int | None = None, eos: int | None = None
+        self, blocks: np.ndarray, bos: int | None = None, eos: int | np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """The tokens of some blocks, end to end, each between `bos` and `eos` where they are given.
+
+        `eos` may be an id for each of the blocks.
 
         Returns:
             tokens int32 [N] and lengths int64 [B] that sum to N.
@@ -165,7 +167,7 @@ class TokenBlocks:
 
 
 def _framed(
-    tokens: np.ndarray, lengths: np.ndarray, bos: int | None, eos: int | None
+    tokens: np.ndarray, lengths: np.ndarray, bos: int | None, eos: int | np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     before, after = int(bos is not None), int(eos is not None)
     if not before and not after:

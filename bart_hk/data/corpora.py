@@ -110,18 +110,19 @@ class Corpora:
         return self.sizes[rows % len(self)]
 
     def take(
-        self, rows: np.ndarray, bos: int | None = None, eos: int | None = None
+        self, rows: np.ndarray, bos: int | None = None, eos: int | Mapping[str, int] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens of some of `rows`, as `TokenBlocks.take`."""
+        """The tokens of some of `rows`, as `TokenBlocks.take`; `eos` may be one for each corpus."""
         plain = np.asarray(rows) % len(self)
         part = np.searchsorted(self._ends, plain, side="right")
+        last = [eos[name] if isinstance(eos, Mapping) else eos for name in self.names]
         if len(self._parts) == 1:
-            return self._parts[0].take(plain, bos, eos)
+            return self._parts[0].take(plain, bos, last[0])
         pieces: list[np.ndarray] = [np.zeros(0, np.int32)] * len(plain)
         for number in np.unique(part):
             at = np.flatnonzero(part == number)
             begin = self._ends[number] - len(self._parts[number])
-            tokens, lengths = self._parts[number].take(plain[at] - begin, bos, eos)
+            tokens, lengths = self._parts[number].take(plain[at] - begin, bos, last[number])
             for i, row in zip(at, np.split(tokens, np.cumsum(lengths)[:-1]), strict=True):
                 pieces[i] = row
         return np.concatenate(pieces), np.array([len(p) for p in pieces], np.int64)

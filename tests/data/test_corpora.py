@@ -38,6 +38,9 @@ def test_rows_of_all_corpora_in_any_order(parts):
     for row, found in zip(rows, np.split(tokens, np.cumsum(lengths)[:-1]), strict=True):
         token, size = (100 + row, row + 1) if row < 10 else (1000 + row - 10, row - 9)
         assert found.tolist() == [0, *[token] * size, 2]
+    tokens, lengths = corpora.take(rows, bos=0, eos={"a": 7, "b": 8})
+    last = tokens[np.cumsum(lengths) - 1]
+    assert np.array_equal(last, np.where(rows < 10, 7, 8))
     assert corpora.where(3).endswith("/a, block 3") and corpora.where(62).endswith("/b, block 2")
 
 
