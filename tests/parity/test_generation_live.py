@@ -14,6 +14,9 @@ What makes the two agree, option by option:
 * `prefix_allowed_tokens_fn` has fairseq's W candidates here, and 2 W there: a greedy search is the
   same.
 * `temperature` only matters there where it samples.
+
+Contrastive search, diverse beam groups and constraints are no longer in transformers 4.57.6: the
+first is compared with its published definition, the others with fairseq's (`tests/generation`).
 """
 
 import json

@@ -1,7 +1,6 @@
 """What the real fairseq's searches do wrong, beside what ours do.
 
-`tools/goldens/_search_strategies.py` repairs these before searches are recorded. The fifth and
-sixth of them are not in fairseq's issues; the lists of candidates that they come from are.
+`tools/goldens/_search_strategies.py` repairs these before searches are recorded.
 """
 
 import json
