@@ -206,6 +206,7 @@ def encode(texts: Sequence[str], rounds: int) -> None:
     from bart_hk.data.preprocessing import Reader, Split, preprocess
     from bart_hk.text import TextEncoder, train_sentencepiece
 
+    # Loading the tokenizer, a second or less, is part of `preprocess`: take enough text.
     files: list[TextFile] = find_files(texts)
     chunks = [lines for _, lines in Reader(files, (), Split()).chunks()]
     lines = [line for chunk in chunks for line in chunk if line]

@@ -226,7 +226,7 @@ def preprocess(
         try:
             run.begin(encoder)
             with bar:
-                run.write(_encoded(run.left(bar), run.folder, count))
+                run.write(_encoded(run.left(bar), run, count))
                 bar.update(size - bar.n)
             return run.finish()
         finally:
@@ -251,10 +251,10 @@ _Chunk = tuple[str, str, list[str]]  # split, digest, lines
 _Encoded = tuple[str, str, tuple[np.ndarray, np.ndarray, int]]
 
 
-def _encoded(chunks: Iterable[_Chunk], folder: Path, workers: int) -> Iterator[_Encoded]:
+def _encoded(chunks: Iterable[_Chunk], run: "_Run", workers: int) -> Iterator[_Encoded]:
     """The chunks in their order, encoded."""
     if workers == 1:
-        encode = LineEncoder(TextEncoder.load(folder))
+        encode = LineEncoder(run.encoder)
         for role, digest, lines in chunks:
             yield role, digest, encode(lines)
         return
@@ -263,7 +263,7 @@ def _encoded(chunks: Iterable[_Chunk], folder: Path, workers: int) -> Iterator[_
         # A fork of a process with threads may hang.
         multiprocessing.get_context("spawn"),
         _start_worker,
-        (str(folder),),
+        (str(run.folder),),
     )
     waiting: collections.deque[tuple[str, str, Any]] = collections.deque()
     try:
@@ -286,6 +286,8 @@ def _encoded(chunks: Iterable[_Chunk], folder: Path, workers: int) -> Iterator[_
 
 class _Run:
     """The folder, its journal and its stores."""
+
+    encoder: TextEncoder  # since `begin`
 
     def __init__(
         self,
@@ -361,7 +363,8 @@ class _Run:
             new = journal.with_suffix(".part")
             new.write_text(json.dumps(self.header) + "\n", encoding="utf-8")
             new.replace(journal)
-        vocab_size = len(TextEncoder.load(self.folder).dictionary)
+        self.encoder = TextEncoder.load(self.folder)
+        vocab_size = len(self.encoder.dictionary)
         for role in ("train", "valid"):
             last = next((e for e in reversed(self._done) if e["split"] == role), None)
             stood = (last["tokens"], last["items"]) if last else (0, 0)
