@@ -178,10 +178,12 @@ INPUTS_OF: dict[str, dict[str, Any]] = {
 def option_sets(vocab_size: int, longer: bool) -> dict[str, dict[str, Any]]:
     """Every set for a model, those that suppress tokens with which."""
     # Two symbols of the circles, which come often, and a third of the rest.
-    suppressed = [MASK + 1, MASK + 7, *range(MASK + 9, vocab_size, 3)]
-    sets = PLAIN_SETS | (LONGER if longer else {}) | MORE_SETS
+    suppressed: dict[str, Any] = {
+        "suppress_tokens": [MASK + 1, MASK + 7, *range(MASK + 9, vocab_size, 3)]
+    }
+    sets: dict[str, dict[str, Any]] = {**PLAIN_SETS, **(LONGER if longer else {}), **MORE_SETS}
     return {
-        name: options | {"suppress_tokens": suppressed} if "suppressed" in name else options
+        name: {**options, **(suppressed if "suppressed" in name else {})}
         for name, options in sets.items()
     }
 

@@ -131,6 +131,8 @@ class _OfGroup(BeamSearch):
 
 
 class Groups(DiverseBeamSearch):
+    group_overlap: torch.Tensor
+
     def __init__(self, dictionary: Any, margin: Margin, *args: Any) -> None:
         super().__init__(dictionary, *args)
         self.beam = _OfGroup(dictionary, margin)
