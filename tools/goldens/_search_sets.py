@@ -45,7 +45,10 @@ PLAIN_SETS: dict[str, dict[str, Any]] = {
     "long": {"min_len": 21, "no_repeat_ngram_size": 3},
 }
 # Only the model with the longer positions.
-LONGER = {"beyond_32": {"min_len": 33}, "whole_length": {"min_len": 39, "unkpen": 1.0}}
+LONGER: dict[str, dict[str, Any]] = {
+    "beyond_32": {"min_len": 33},
+    "whole_length": {"min_len": 39, "unkpen": 1.0},
+}
 
 
 def _groups(groups: int, strength: float = 0.5, **more: Any) -> dict[str, Any]:
