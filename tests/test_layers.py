@@ -16,7 +16,7 @@ PACKAGE = ROOT / "bart_hk"
 # Imports run downward only: a room may use itself and the rooms of lower floors.
 FLOORS = [
     {"config", "errors"},
-    {"text", "torch_format"},
+    {"text", "torch_format", "kernels"},
     {"model", "checkpoint", "data", "zoo", "compilation"},
     {"generation", "tasks"},
     {"hub"},

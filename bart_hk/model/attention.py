@@ -9,6 +9,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
+from bart_hk import kernels
 from bart_hk.model.layers import dropout, linear
 
 
@@ -30,10 +31,9 @@ def merge_heads(x: jax.Array, axis: int = -1) -> jax.Array:
 
 
 def project_query(x: jax.Array, heads: int, axis: int = -1) -> jax.Array:
-    """`x` -> scaled queries [B, H, T, K]; the scale comes after the bias, as in fairseq."""
+    """`x` -> scaled queries like it; the scale comes after the bias, as in fairseq."""
     width = x.shape[axis]
-    query = linear(x, width, "q_proj", axis) * (width // heads) ** -0.5
-    return split_heads(query, heads, axis)
+    return linear(x, width, "q_proj", axis) * (width // heads) ** -0.5
 
 
 def project_key_value(x: jax.Array, heads: int, axis: int = -1) -> tuple[jax.Array, jax.Array]:
@@ -63,10 +63,37 @@ def attend(
     return jnp.einsum("bhts,bhsk->bhtk", dropped, value), weights
 
 
-def merge_and_project(mixed: jax.Array, axis: int = -1) -> jax.Array:
-    """The mixed values [B, H, T, K] through the output projection: [B, T, D] or [D, B, T]."""
-    merged = merge_heads(mixed, axis)
-    return linear(merged, merged.shape[axis], "out_proj", axis)
+def attend_in_steps(
+    query: jax.Array,  # [D, B, W], scaled
+    key: jax.Array,  # [B, H, K, S]
+    value: jax.Array,  # [B, H, S, K]
+    mask: jax.Array,  # bool [B, W, S] or [B, 1, S]
+    used: jax.Array | int,  # nobody attends to slots beyond these
+    with_weights: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """`attend` over the first axis: float32 [D, B, W], and the weights where they are wanted."""
+
+    def on_a_cpu(*arguments: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return kernels.attend(*arguments, with_weights=with_weights)
+
+    def anywhere(
+        query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, used: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        queries = split_heads(query.astype(key.dtype), key.shape[1], axis=0)
+        mixed, weights = attend(queries, key, value, mask[:, None])
+        weights = weights if with_weights else jnp.zeros(0, jnp.float32)
+        return merge_heads(mixed, axis=0).astype(jnp.float32), weights
+
+    arguments = (query, key, value, mask, jnp.int32(used))
+    if not kernels.serve(key.dtype):
+        return anywhere(*arguments)
+    return jax.lax.platform_dependent(*arguments, cpu=on_a_cpu, default=anywhere)
+
+
+def _merge_and_project(mixed: jax.Array) -> jax.Array:
+    """The mixed values [B, H, T, K] through the output projection: [B, T, D]."""
+    merged = merge_heads(mixed)
+    return linear(merged, merged.shape[-1], "out_proj")
 
 
 def attention(
@@ -80,7 +107,7 @@ def attention(
 ) -> tuple[jax.Array, jax.Array]:
     """A whole attention block: output [B, T, D] and weights [B, H, T, S]."""
     with hk.name_scope(name):
-        query = project_query(x, heads)
+        query = split_heads(project_query(x, heads), heads)
         key, value = project_key_value(source, heads)
         mixed, weights = attend(query, key, value, mask, dropout_rate, training)
-        return merge_and_project(mixed), weights
+        return _merge_and_project(mixed), weights

@@ -9,8 +9,9 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
+from bart_hk import kernels
 from bart_hk.config import BARTConfig
-from bart_hk.model.layers import Parameter, compute_in, embedding
+from bart_hk.model.layers import Parameter, compute_in, embedding, product
 from bart_hk.model.transformer import (
     Cache,
     Decoder,
@@ -68,24 +69,23 @@ class BART:
         projection = Parameter("output_projection", "w", (width, rows))
         bias = Parameter("final_logits_bias", "b", (rows,), jnp.zeros)
 
+        tied = config.share_decoder_input_output_embed
+
         def weights_and_bias() -> tuple[jax.Array, jax.Array]:
-            """Of the output projection, [D, V] and [V]."""
-            tied = config.share_decoder_input_output_embed
+            """Of the output projection, [V, D] if tied and else [D, V]; and [V]."""
             weights = decoder.tied_projection() if tied else projection()
             zero = jnp.zeros(rows, jnp.float32)
             return weights, bias().astype(jnp.float32) if config.final_logits_bias else zero
 
         def project(features: jax.Array) -> jax.Array:
             weights, offset = weights_and_bias()
+            weights = weights.T if tied else weights
             return jnp.matmul(features, weights, preferred_element_type=jnp.float32) + offset
 
         def step(*args: Any) -> tuple[jax.Array, Cache, jax.Array, jax.Array]:
             features, cache, attention = decoder.step(*args)
-            weights, offset = weights_and_bias()
-            logits = jnp.tensordot(
-                weights, features, axes=((0,), (0,)), preferred_element_type=jnp.float32
-            )
-            return logits + offset[:, None, None], cache, attention, features
+            logits = product(features, *weights_and_bias(), output_first=tied)
+            return logits, cache, attention, features
 
         def touch_every_parameter() -> None:
             tokens = jnp.full((1, 1), config.eos_token_id, jnp.int32)
@@ -148,10 +148,11 @@ class BART:
         return self._transformed.apply.project(params, None, features.astype(self.dtype))
 
     def for_steps(self, params: Params) -> Params:
-        """The parameters as `step` takes them, for use in a loop.
+        """The parameters as `step` takes them, for use in a loop: in the compute dtype.
 
-        They are in the compute dtype, and what multiplies the few rows of a step is stored
-        transposed, [out, in]: a step computes `w.T @ x`, and XLA would transpose at every step.
+        Where `bart_hk.kernels` do not serve, what multiplies the few rows of a step is stored
+        transposed, [out, in]: a step computes `w.T @ x`, and XLA's CPU compiler would transpose at
+        every step.
         """
 
         def convert(path: str, name: str, value: jax.Array) -> jax.Array:
@@ -165,9 +166,9 @@ class BART:
             if not path.startswith("encoder/")
         }
 
-    @staticmethod
-    def _is_transposed(path: str, name: str) -> bool:
-        return name == "w" and path.startswith(("decoder/layers_", "output_projection"))
+    def _is_transposed(self, path: str, name: str) -> bool:
+        multiplies = name == "w" and path.startswith(("decoder/layers_", "output_projection"))
+        return multiplies and not kernels.serve(self.dtype)
 
     def start(self, params: Params, encoder_output: EncoderOutput, beam: int, length: int) -> Cache:
         """The cache for decoding `beam` hypotheses of at most `length` tokens for each source."""
@@ -216,5 +217,5 @@ class BART:
         found = self._transformed.apply.step(params, None, tokens, position, cache, ancestors)
         logits, cache, attention, features = found
         if return_features:
-            return logits, cache, attention, features.astype(jnp.float32)
+            return logits, cache, attention, features
         return logits, cache, attention

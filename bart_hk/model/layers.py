@@ -9,7 +9,8 @@ The functions run inside Haiku modules. A parameter's path is the enclosing modu
 
 Where a function takes `axis`, it is the one that features are on: -1, as in [B, T, D], or 0. Steps
 of a search have few rows, and use [D, B, W]: `w.T @ x` over contiguous columns took two thirds of
-the time of `x @ w` on a CPU (32 rows; with 8 rows half).
+the time of `x @ w` on a CPU (32 rows; with 8 rows half), and `bart_hk.kernels` two thirds of that.
+What they compute is float32, whatever the dtype of the weights.
 """
 
 import math
@@ -20,8 +21,10 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
+from bart_hk import kernels
 from bart_hk.config import Activation
 
+_EXACT_GELU = ("gelu", "gelu_python")
 _TANH_GELU = ("gelu_fast", "gelu_accurate", "gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh")
 LAYER_NORM_EPS = 1e-5  # torch's default, which fairseq and Hugging Face use
 
@@ -37,8 +40,7 @@ def _laplace(x: jax.Array, mu: float = 0.707107, sigma: float = 0.282095) -> jax
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
-    "gelu": _gelu,
-    "gelu_python": _gelu,
+    **dict.fromkeys(_EXACT_GELU, _gelu),
     "gelu_10": lambda x: jnp.clip(_gelu(x), -10.0, 10.0),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "silu": jax.nn.silu,
@@ -76,47 +78,94 @@ def compute_in(dtype: jnp.dtype) -> AbstractContextManager[None]:
 _normal = hk.initializers.RandomNormal(0.02)
 
 
-class _FirstAxisLinear(hk.Module):
-    """`hk.Linear` over the first axis."""
+def product(
+    x: jax.Array, w: jax.Array, b: jax.Array, *, output_first: bool = False, gelu: bool = False
+) -> jax.Array:
+    """`w.T x + b` over the first axis of few columns, summed in float32: float32 [O, ...].
 
-    def __init__(self, size: int, name: str) -> None:
+    Args:
+        x: float [I, ...].
+        w: [I, O]; or [O, I] with `output_first`, which knows no GELU. The product is computed in
+            its dtype, or more exactly.
+        b: [O].
+        gelu: let the exact GELU follow.
+    """
+
+    def on_a_cpu(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
+        return kernels.linear(x, w, b, output_first=output_first, gelu=gelu)
+
+    def anywhere(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
+        axes = ((1,) if output_first else (0,), (0,))
+        out = jnp.tensordot(w, x.astype(w.dtype), axes, preferred_element_type=jnp.float32)
+        out = out + b.astype(jnp.float32).reshape(-1, *(1,) * (x.ndim - 1))
+        return _gelu(out) if gelu else out
+
+    if not kernels.serve(w.dtype):
+        return anywhere(x, w, b)
+    return jax.lax.platform_dependent(x, w, b, cpu=on_a_cpu, default=anywhere)
+
+
+class _FirstAxisLinear(hk.Module):
+    """`hk.Linear` over the first axis, and perhaps the exact GELU after it."""
+
+    def __init__(self, size: int, name: str, gelu: bool = False) -> None:
         super().__init__(name=name)
-        self._size = size
+        self._size, self._gelu = size, gelu
 
     def __call__(self, x: jax.Array) -> jax.Array:
         w = hk.get_parameter("w", (x.shape[0], self._size), x.dtype, _normal)
         b = hk.get_parameter("b", (self._size,), x.dtype, jnp.zeros)
-        out = jnp.tensordot(w, x, axes=((0,), (0,)))
-        return out + b.reshape(-1, *(1,) * (x.ndim - 1))
+        return product(x, w, b, gelu=self._gelu)
 
 
 def linear(x: jax.Array, size: int, name: str, axis: int = -1) -> jax.Array:
-    """`x w + b` over `axis`; w [in, size] ~ N(0, 0.02), b = 0 (fairseq init_bert_params)."""
+    """`x w + b` over `axis`; w [in, size] ~ N(0, 0.02), b = 0 (fairseq init_bert_params).
+
+    The result has the dtype of `x`; over the first axis it is float32.
+    """
     if axis == 0:
         return _FirstAxisLinear(size, name)(x)
     return hk.Linear(size, w_init=_normal, name=name)(x)
 
 
+def linear_and_activate(
+    x: jax.Array, size: int, name: str, activation: Activation, axis: int = -1
+) -> jax.Array:
+    """`linear`, and then `activate`."""
+    if axis == 0 and activation in _EXACT_GELU:
+        return _FirstAxisLinear(size, name, gelu=True)(x)
+    return activate(linear(x, size, name, axis), activation)
+
+
 class _FirstAxisLayerNorm(hk.Module):
-    """`hk.LayerNorm` over the first axis; there, Haiku's own has parameters of another shape."""
+    """`hk.LayerNorm` over the first axis of `x`, or of `x + y`; there, Haiku's own has parameters
+    of another shape."""
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        columns = x.reshape(x.shape[0], -1)
-        scale = hk.get_parameter("scale", columns.shape[:1], x.dtype, jnp.ones)
-        offset = hk.get_parameter("offset", columns.shape[:1], x.dtype, jnp.zeros)
-        centred = columns - jnp.mean(columns, axis=0)
-        normal = centred * jax.lax.rsqrt(jnp.var(columns, axis=0) + LAYER_NORM_EPS)
-        return (normal * scale[:, None] + offset[:, None]).reshape(x.shape)
+    def __call__(self, x: jax.Array, y: jax.Array | None) -> jax.Array:
+        scale = hk.get_parameter("scale", x.shape[:1], jnp.float32, jnp.ones)
+        offset = hk.get_parameter("offset", x.shape[:1], jnp.float32, jnp.zeros)
+
+        def on_a_cpu(x: jax.Array, *y: jax.Array) -> jax.Array:
+            return kernels.add_norm(x, *y, scale=scale, offset=offset, epsilon=LAYER_NORM_EPS)
+
+        def anywhere(x: jax.Array, *y: jax.Array) -> jax.Array:
+            columns = sum(y, start=x).reshape(x.shape[0], -1)
+            centred = columns - jnp.mean(columns, axis=0)
+            normal = centred * jax.lax.rsqrt(jnp.var(columns, axis=0) + LAYER_NORM_EPS)
+            return (normal * scale[:, None] + offset[:, None]).reshape(x.shape)
+
+        arguments = (x,) if y is None else (x, y.astype(x.dtype))
+        if not kernels.serve(x.dtype):
+            return anywhere(*arguments)
+        return jax.lax.platform_dependent(*arguments, cpu=on_a_cpu, default=anywhere)
 
 
-def layer_norm(x: jax.Array, name: str, axis: int = -1) -> jax.Array:
-    """Layer norm over `axis`, in float32; returns the dtype of `x`."""
-    norm = (
-        _FirstAxisLayerNorm(name=name)
-        if axis == 0
-        else hk.LayerNorm(-1, True, True, eps=LAYER_NORM_EPS, name=name)
-    )
-    return norm(x.astype(jnp.float32)).astype(x.dtype)
+def layer_norm(x: jax.Array, name: str, axis: int = -1, plus: jax.Array | None = None) -> jax.Array:
+    """Layer norm over `axis` of `x`, or of `x + plus`, in float32; returns the dtype of `x`."""
+    if axis == 0:
+        return _FirstAxisLayerNorm(name=name)(x.astype(jnp.float32), plus).astype(x.dtype)
+    norm = hk.LayerNorm(-1, True, True, eps=LAYER_NORM_EPS, name=name)
+    return norm((x if plus is None else x + plus).astype(jnp.float32)).astype(x.dtype)
 
 
 class Parameter(hk.Module):

@@ -14,20 +14,19 @@ import jax.numpy as jnp
 
 from bart_hk.config import BARTConfig
 from bart_hk.model.attention import (
-    attend,
+    attend_in_steps,
     attention,
-    merge_and_project,
     project_key_value,
     project_query,
 )
 from bart_hk.model.layers import (
     Parameter,
-    activate,
     dropout,
     embedding,
     layer_drop,
     layer_norm,
     linear,
+    linear_and_activate,
 )
 
 
@@ -103,13 +102,13 @@ def _sublayer(
     """
     if normalize_before:
         return take(x) + dropout(block(layer_norm(x, norm, axis)), dropout_rate, training)
-    return layer_norm(take(x) + dropout(block(x), dropout_rate, training), norm, axis)
+    return layer_norm(take(x), norm, axis, plus=dropout(block(x), dropout_rate, training))
 
 
 def _feed_forward(
     x: jax.Array, ffn_dim: int, config: BARTConfig, training: bool, axis: int = -1
 ) -> jax.Array:
-    hidden = activate(linear(x, ffn_dim, "fc1", axis), config.activation_fn)
+    hidden = linear_and_activate(x, ffn_dim, "fc1", config.activation_fn, axis)
     hidden = dropout(hidden, config.activation_dropout, training)
     return linear(hidden, x.shape[axis], "fc2", axis)
 
@@ -323,36 +322,40 @@ class Decoder(_Stack):
         cache: Cache,
         ancestors: jax.Array,  # bool [B, W, T, W]: may beam w see slot (t, w')?
     ) -> tuple[jax.Array, Cache, jax.Array]:
-        """One token of every beam: features [D, B, W], the cache with this step written, and the
-        last layer's attention to the source, averaged over heads, float32 [B, W, S]."""
+        """One token of every beam: features float32 [D, B, W], the cache with this step written,
+        and the last layer's attention to the source, averaged over heads, float32 [B, W, S]."""
         config = self.config
         heads = config.decoder_attention_heads
         x = self._embed(self._tokens(), tokens, position, config.max_target_positions, False)
-        x = jnp.moveaxis(x, -1, 0)  # [D, B, W]: see `axis` in `bart_hk.model.layers`
+        x = jnp.moveaxis(x.astype(jnp.float32), -1, 0)  # [D, B, W]: see `bart_hk.model.layers`
         keys, values = list(cache.keys), list(cache.values)
-        mask = ancestors.reshape(*tokens.shape[:1], 1, tokens.shape[1], -1)  # [B, 1, W, T W]
-        source_mask = cache.src_mask[:, None, None]
+        beam, last = tokens.shape[1], config.decoder_layers - 1
+        mask = ancestors.reshape(*ancestors.shape[:2], -1)  # [B, W, T W]
+        source_mask = cache.src_mask[:, None]
         crosses: list[jax.Array] = []
 
         for i in range(config.decoder_layers):
 
             def attend_self(h: jax.Array, i: int = i) -> jax.Array:
                 with hk.name_scope("self_attn"):
-                    query = project_query(h, heads, axis=0)  # [B, H, W, K]
-                    key, value = project_key_value(h, heads, axis=0)
-                    slot = position * tokens.shape[1]
-                    keys[i] = jax.lax.dynamic_update_slice(keys[i], key, (0, 0, 0, slot))
-                    values[i] = jax.lax.dynamic_update_slice(values[i], value, (0, 0, slot, 0))
-                    mixed, _ = attend(query, keys[i], values[i], mask)
-                    return merge_and_project(mixed, axis=0)
+                    query, slot = project_query(h, heads, axis=0), position * beam
+                    new_key, new_value = project_key_value(h, heads, axis=0)  # float32
+                    new_key, new_value = (x.astype(keys[i].dtype) for x in (new_key, new_value))
+                    keys[i] = jax.lax.dynamic_update_slice(keys[i], new_key, (0, 0, 0, slot))
+                    values[i] = jax.lax.dynamic_update_slice(values[i], new_value, (0, 0, slot, 0))
+                    seen = (keys[i], values[i], mask, slot + beam)
+                    mixed, _ = attend_in_steps(query, *seen, with_weights=False)
+                    return linear(mixed, h.shape[0], "out_proj", axis=0)
 
             def attend_source(h: jax.Array, i: int = i) -> jax.Array:
                 with hk.name_scope("encoder_attn"):
                     query = project_query(h, heads, axis=0)
-                    source = (cache.cross_keys[i], cache.cross_values[i])
-                    mixed, weights = attend(query, *source, source_mask)
+                    seen = (cache.cross_keys[i], cache.cross_values[i], source_mask)
+                    mixed, weights = attend_in_steps(
+                        query, *seen, used=source_mask.shape[-1], with_weights=i == last
+                    )
                     crosses.append(weights)
-                    return merge_and_project(mixed, axis=0)
+                    return linear(mixed, h.shape[0], "out_proj", axis=0)
 
             with hk.name_scope(f"layers_{i}"):
                 x = self._layer(x, attend_self, attend_source, False, axis=0)
@@ -362,8 +365,8 @@ class Decoder(_Stack):
 
     @hk.name_like("__call__")
     def tied_projection(self) -> jax.Array:
-        """The output projection [D, V] where it is the token table."""
-        return self._tokens().T
+        """The token table [V, D], where the output projection is its transpose."""
+        return self._tokens()
 
 
 def extend(cache: Cache, length: int, beam: int) -> Cache:

@@ -1,0 +1,172 @@
+"""The compiled functions against NumPy in float64, over shapes that leave remainders."""
+
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import erf
+
+from bart_hk import kernels
+
+pytestmark = pytest.mark.skipif(not kernels.available(), reason="no C++ compiler")
+
+COLUMNS = [
+    (1,),
+    (2,),
+    (3,),
+    (2, 2),
+    (7,),
+    (2, 4),
+    (3, 3),
+    (16,),
+    (5, 4),
+    (8, 4),
+    (3, 11),
+    (48,),
+    (70,),
+]
+
+
+def draw(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("inputs", "outputs"), [(5, 3), (48, 64), (70, 33), (130, 200), (256, 1024)]
+)
+@pytest.mark.parametrize("columns", COLUMNS, ids=str)
+def test_linear_equals_a_matrix_product(columns, inputs, outputs, dtype):
+    rng = np.random.default_rng(0)
+    x, b = draw(rng, inputs, *columns), draw(rng, outputs)
+    for output_first in (False, True):
+        shape = (outputs, inputs) if output_first else (inputs, outputs)
+        w = jnp.asarray(draw(rng, *shape) / inputs**0.5, dtype)
+        found = kernels.linear(jnp.asarray(x), w, jnp.asarray(b), output_first=output_first)
+        assert found.dtype == jnp.float32
+        expected = exact(w if output_first else w.T, x, b, found)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    gelu = kernels.linear(jnp.asarray(x), w.T, jnp.asarray(b), gelu=True)
+    expected = 0.5 * expected * (1 + erf(expected / 2**0.5))
+    np.testing.assert_allclose(gelu, expected, rtol=1e-5, atol=1e-5)
+
+
+def exact(w: jnp.ndarray, x: np.ndarray, b: np.ndarray, found: jnp.ndarray) -> np.ndarray:
+    """`w x + b` in float64. Processors that multiply bfloat16 round x to it, others do not: of the
+    two results the one that `found` is closer to."""
+    results = []
+    for factor in (x, jnp.asarray(x, w.dtype)):
+        product = np.tensordot(np.asarray(w, np.float64), np.asarray(factor, np.float64), 1)
+        results.append(product + b.reshape(-1, *(1,) * (x.ndim - 1)))
+    return min(results, key=lambda result: np.abs(result - np.asarray(found)).max())
+
+
+def test_the_gelu_is_exact_where_it_bends_and_where_it_is_flat():
+    x = np.concatenate([np.linspace(-15, 15, 3001), [-1e30, -0.0, 0.0, 1e30]]).astype(np.float32)
+    one, zero = jnp.ones((1, 1)), jnp.zeros(1)
+    found = kernels.linear(jnp.asarray(x)[None], one, zero, gelu=True)[0]
+    exact = 0.5 * x.astype(np.float64) * (1 + erf(x.astype(np.float64) / 2**0.5))
+    np.testing.assert_allclose(found, exact, rtol=1e-6, atol=5e-7)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("beams", [1, 3, 4, 9])
+@pytest.mark.parametrize(("slots", "used"), [(1, 1), (8, 5), (36, 36), (100, 64), (128, 90)])
+def test_attention_reads_what_is_used_and_allowed(slots, used, beams, dtype):
+    rng = np.random.default_rng(slots)
+    batch, heads, width = 2, 3, 20
+    query = draw(rng, heads * width, batch, beams)
+    key, value = (
+        jnp.asarray(draw(rng, *shape), dtype)
+        for shape in ((batch, heads, width, slots), (batch, heads, slots, width))
+    )
+    key, value = key.at[..., used:].set(jnp.nan), value.at[:, :, used:].set(jnp.nan)
+    for rows in (1, beams):
+        mask = rng.random((batch, rows, slots)) < 0.7
+        mask[:, :, 0] = True
+        mask[0, 0, :used] = False  # who may attend nowhere attends everywhere
+        scores = np.einsum(
+            "hkbw,bhks->bhws",
+            query.reshape(heads, width, batch, beams).astype(np.float64),
+            np.asarray(key, np.float64)[..., :used],
+        )
+        lowest = np.finfo(np.float32).min
+        scores = np.where(
+            np.broadcast_to(mask, (batch, beams, slots))[:, None, :, :used], scores, lowest
+        )
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        mixed = np.einsum("bhws,bhsk->hkbw", weights, np.asarray(value, np.float64)[:, :, :used])
+        found, attended = kernels.attend(
+            jnp.asarray(query), key, value, jnp.asarray(mask), used, with_weights=True
+        )
+        np.testing.assert_allclose(found, mixed.reshape(query.shape), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(attended[..., :used], weights, rtol=1e-5, atol=1e-6)
+        assert not np.asarray(attended[..., used:]).any()
+        assert not np.asarray(attended[..., :used])[weights == 0].any()
+        again, nothing = kernels.attend(jnp.asarray(query), key, value, jnp.asarray(mask), used)
+        np.testing.assert_array_equal(again, found)
+        assert nothing.size == 0
+
+
+@pytest.mark.parametrize("columns", COLUMNS, ids=str)
+def test_add_norm_equals_layer_norm(columns):
+    rng = np.random.default_rng(1)
+    x, y, scale, offset = (
+        draw(rng, 33, *columns),
+        draw(rng, 33, *columns),
+        draw(rng, 33),
+        draw(rng, 33),
+    )
+    for other in (None, y):
+        total = x.astype(np.float64) + (0 if other is None else other)
+        normal = (total - total.mean(0)) / np.sqrt(total.var(0) + 1e-5)
+        along = (-1, *(1,) * len(columns))
+        found = kernels.add_norm(x, other, scale=scale, offset=offset, epsilon=1e-5)
+        expected = normal * scale.reshape(along) + offset.reshape(along)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def run(code: str, **environment: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu", **environment},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+
+
+ASK = """
+import logging, sys
+logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
+from bart_hk import kernels
+print(kernels.available())
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"BART_HK_KERNELS": "0"}, "False"),
+        ({"CXX": "no-such-compiler"}, "no C++ compiler is there (no-such-compiler)\nFalse"),
+        ({"CXX": "false"}, "ended with 1: no message\nFalse"),
+    ],
+    ids=["not wanted", "no compiler", "a compiler that fails"],
+)
+def test_without_them_decoding_goes_on(environment, said, tmp_path):
+    assert run(ASK, XDG_CACHE_HOME=str(tmp_path), **environment).endswith(said)
+
+
+def test_a_library_is_compiled_once_and_a_damaged_one_again(tmp_path):
+    code = "from bart_hk.kernels import compiler; print(compiler.available(), compiler._library())"
+    first = run(code, XDG_CACHE_HOME=str(tmp_path))
+    assert first.startswith("True ")
+    (library,) = (tmp_path / "bart_hk" / "kernels").glob("*.so")
+    written = library.stat().st_mtime_ns
+    assert run(code, XDG_CACHE_HOME=str(tmp_path)) == first
+    assert library.stat().st_mtime_ns == written
+    library.write_bytes(library.read_bytes()[:1000])
+    assert run(code, XDG_CACHE_HOME=str(tmp_path)) == first
