@@ -11,10 +11,10 @@ import io
 import json
 import lzma
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from bart_hk.data.readers import DataError
 
@@ -52,8 +52,12 @@ class TextFile:
     path: Path
     size: int
 
-    def pieces(self, field: str | None = None) -> Iterator[Piece]:
+    def pieces(
+        self, field: str | None = None, progress: Callable[[int], object] | None = None
+    ) -> Iterator[Piece]:
         """The documents, in pieces; `field` is the one of a JSON object with the text.
+
+        `progress` is called now and then with the bytes of the file that have been read.
 
         Lines of plain text are all given, empty ones too (a document's own come after it), so that
         there are as many items as lines. Markdown is one document; its paragraphs are the lines,
@@ -64,7 +68,7 @@ class TextFile:
             DataError: the file is not what its name says; names the line.
         """
         kind = self._kind()
-        lines = self._lines()
+        lines = self._lines(progress)
         if kind in JSON_LINES:
             return _json_documents(self.path, lines, field)
         if kind in MARKDOWN:
@@ -80,11 +84,11 @@ class TextFile:
             raise DataError(f"{self.path} is no text; unpack or convert it, and name the files")
         return kind
 
-    def _lines(self) -> Iterator[tuple[int, str]]:
+    def _lines(self, progress: Callable[[int], object] | None) -> Iterator[tuple[int, str]]:
         """Numbered lines, stripped; also a lone carriage return ends one, as in Python."""
         number = 1
         try:
-            with _open(self.path) as file:
+            with open(self.path, "rb") as packed, _unpacked(self.path, packed) as file:
                 while raw := file.readline(_LONGEST):
                     if len(raw) == _LONGEST:
                         raise DataError(f"{self.path}, line {number}: over {_LONGEST >> 20} MB")
@@ -93,6 +97,8 @@ class TextFile:
                     for part in _decoded(self.path, number, raw):
                         yield number, part
                     number += 1
+                    if progress is not None and number % 1000 == 0:
+                        progress(packed.tell())
         except (OSError, EOFError, lzma.LZMAError, ValueError) as error:
             if isinstance(error, DataError):
                 raise
@@ -115,34 +121,35 @@ def _decoded(path: Path, number: int, raw: bytes) -> list[str]:
     return [part.strip() for part in line.split("\r")]
 
 
-def _open(path: Path) -> Any:
+def _unpacked(path: Path, file: BinaryIO) -> Any:
+    """What is in a file that is open."""
     suffix = path.suffix.lower()
     if suffix == ".gz":
-        return gzip.open(path)
+        return gzip.open(file)
     if suffix == ".xz":
-        return lzma.open(path)
+        return lzma.open(file)
     if suffix == ".bz2":
-        return bz2.open(path)
+        return bz2.open(file)
     if suffix == ".zst":
-        return _open_zstandard(path)
-    return open(path, "rb")
+        return _unpacked_zstandard(path, file)
+    return file
 
 
-def _open_zstandard(path: Path) -> Any:
+def _unpacked_zstandard(path: Path, file: BinaryIO) -> Any:
     try:
         zstandard = importlib.import_module("zstandard")
     except ModuleNotFoundError:
         raise DataError(
             f"{path}: reading .zst needs zstandard; pip install 'bart_hk[train]'"
         ) from None
-    return io.BufferedReader(_Zstandard(path, zstandard.ZstdDecompressor, zstandard.ZstdError))
+    return io.BufferedReader(_Zstandard(file, zstandard.ZstdDecompressor, zstandard.ZstdError))
 
 
 class _Zstandard(io.RawIOBase):
     """Unpacks a file; the library's own reader takes one that was cut short for a whole one."""
 
-    def __init__(self, path: Path, decompressor: Any, error: type[Exception]) -> None:
-        self._file, self._make, self._error = open(path, "rb"), decompressor, error
+    def __init__(self, file: BinaryIO, decompressor: Any, error: type[Exception]) -> None:
+        self._file, self._make, self._error = file, decompressor, error
         self._frame: Any = None
         self._ahead = b""
 
@@ -166,10 +173,6 @@ class _Zstandard(io.RawIOBase):
         size = min(len(buffer), len(self._ahead))
         buffer[:size], self._ahead = self._ahead[:size], self._ahead[size:]
         return size
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
 
 
 def _plain_documents(lines: Iterable[str]) -> Iterator[Piece]:

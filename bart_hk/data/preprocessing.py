@@ -10,6 +10,7 @@ import collections
 import concurrent.futures
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -100,8 +101,8 @@ class Reader:
         size = dict.fromkeys(held, 0)
         separated = dict.fromkeys(held, True)  # nothing, or an empty line, is what came last
         for given, file in self._files:
-            role = given
-            for piece in file.pieces(self._split.field):
+            role, before = given, self.position
+            for piece in file.pieces(self._split.field, functools.partial(self._read, before)):
                 if piece.begins:
                     # Of a folder for validation everything is for validation.
                     out = given == "train" and self._split.holds_out(piece.lines)
@@ -118,10 +119,13 @@ class Reader:
                 if size[role] >= self._chunk:
                     yield role, held[role]
                     held[role], size[role] = [], 0
-            self.position += file.size
+            self.position = before + file.size
         for role, lines in held.items():
             if lines:
                 yield role, lines
+
+    def _read(self, before: int, some: int) -> None:
+        self.position = before + some
 
 
 class Encode(Protocol):

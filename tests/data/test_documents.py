@@ -6,6 +6,7 @@ import json
 import lzma
 from pathlib import Path
 
+import numpy as np
 import pytest
 import zstandard
 
@@ -123,6 +124,18 @@ def test_a_packed_file_that_was_cut_or_damaged_is_noticed(tmp_path, suffix):
         assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match="cannot be read: "):
         read(write(tmp_path / f"b.txt{suffix}", b"this is no such file"))
+
+
+@pytest.mark.parametrize("suffix", ["", *PACK])
+def test_how_much_was_read_is_told(tmp_path, suffix):
+    rng = np.random.default_rng(0)
+    text = "\n".join(map(str, rng.integers(0, 10**12, 50_000))).encode()
+    file = write(tmp_path / f"a.txt{suffix}", PACK[suffix](text) if suffix else text)
+    told: list[int] = []
+    assert sum(len(piece.lines) for piece in file.pieces(progress=told.append)) == 50_000
+    assert told == sorted(told) and 0 < told[0] <= told[-1] <= file.size
+    # bz2 reads ahead by hundreds of kilobytes, and a file of text is read by lines.
+    assert len(set(told)) > (0 if suffix == ".bz2" else 2)
 
 
 def test_a_long_document_comes_in_pieces(tmp_path, monkeypatch):
