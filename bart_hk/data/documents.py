@@ -6,7 +6,6 @@ does not grow with the size of a file or of a document.
 
 import bz2
 import gzip
-import importlib
 import io
 import json
 import lzma
@@ -137,7 +136,7 @@ def _unpacked(path: Path, file: BinaryIO) -> Any:
 
 def _unpacked_zstandard(path: Path, file: BinaryIO) -> Any:
     try:
-        zstandard = importlib.import_module("zstandard")
+        import zstandard
     except ModuleNotFoundError:
         raise DataError(
             f"{path}: reading .zst needs zstandard; pip install 'bart_hk[train]'"

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -199,9 +200,6 @@ def test_inputs_that_are_not_there(tmp_path):
 
 
 def test_without_zstandard_one_is_told(tmp_path, monkeypatch):
-    def missing(name):
-        raise ModuleNotFoundError(name)
-
-    monkeypatch.setattr(documents.importlib, "import_module", missing)
+    monkeypatch.setitem(sys.modules, "zstandard", None)
     with pytest.raises(DataError, match=r"reading .zst needs zstandard; pip install 'bart_hk\[tra"):
         read(write(tmp_path / "a.txt.zst", PACK[".zst"](b"x")))
