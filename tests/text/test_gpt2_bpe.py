@@ -160,3 +160,14 @@ def test_merges_are_checked():
         GPT2BPE({"a": "a", "b": "b"}, [("a", "b")])
     with pytest.raises(ValueError, match="the merge 'a' 'b' needs 'b'"):
         GPT2BPE({"a": "a", "ab": "ab"}, [("a", "b")])
+
+
+def test_texts_end_to_end(large):
+    texts = ["Hello world", "", " a", "naïve 👍🏽"]
+    ids, lengths = large.encode_flat(texts)
+    assert (ids.dtype, lengths.dtype) == (np.int32, np.int64)
+    assert lengths.tolist() == [len(row) for row in large.encode_batch(texts)] and lengths[1] == 0
+    assert ids.tolist() == [i for row in large.encode_batch(texts) for i in row]
+    assert [len(array) for array in large.encode_flat([])] == [0, 0]
+    with pytest.raises(TypeError, match="takes a list of texts"):
+        large.encode_flat("Hello")
