@@ -63,6 +63,14 @@ def test_fairseq_reads_our_stores(answers, text, name):
     assert answers["read"][name] == [store[item].tolist() for item in range(len(store))]
 
 
+@pytest.mark.parametrize("name", ["gpt2", "pieces"])
+def test_fairseq_can_be_trained_on_our_folder(answers, text, name):
+    encoder, found = TextEncoder.load(text.parent / name), answers["task"][name]
+    assert (found["symbols"], found["mask"]) == (len(encoder.dictionary), encoder.mask_id)
+    first = TokenStore(text.parent / name / "train")[0].tolist()
+    assert found["target"][: len(first)] == [0, *first[:-1]]
+
+
 def test_blocks_are_those_of_fairseq(answers):
     for case in answers["blocks"]:
         options = case["break_mode"], case["block_size"], case["document_sep_len"]
