@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from bart_hk import kernels
 from bart_hk.config import BARTConfig
+from bart_hk.model import stacked
 from bart_hk.model.layers import Parameter, compute_in, embedding, product
 from bart_hk.model.transformer import (
     Cache,
@@ -34,6 +35,13 @@ class _Functions(NamedTuple):
     project: Callable[..., jax.Array]
     start: Callable[..., Cache]
     step: Callable[..., tuple[jax.Array, Cache, jax.Array, jax.Array]]
+    # The parts of `encode` and `decode`, for `bart_hk.model.stacked`.
+    embed_source: Callable[..., tuple[jax.Array, jax.Array]]
+    encoder_layer: Callable[..., tuple[jax.Array, ...]]
+    finish_source: Callable[..., jax.Array]
+    embed_target: Callable[..., jax.Array]
+    decoder_layer: Callable[..., tuple[jax.Array, ...]]
+    finish_target: Callable[..., jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +52,18 @@ class BART:
     method is pure and traceable: wrap it in `jax.jit`, `jax.grad`, ... as you like. Where a method
     takes `key`, a `jax.random` key turns dropout on (training); None means evaluation.
 
+    Two options are for training deep networks. `checkpoint_activations` keeps only each layer's
+    input for the gradient and computes the layer again; `stack_layers` compiles one layer for each
+    side instead of all of them. Neither changes a result, but for the activations that dropout
+    takes. They hold where neither hidden states nor attention are asked for.
+
     Two BARTs of equal config and dtype are equal and hash alike.
     """
 
     config: BARTConfig
     dtype: Any = jnp.float32
+    checkpoint_activations: bool = False
+    stack_layers: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
@@ -102,6 +117,8 @@ class BART:
 
         functions: list[Callable[..., Any]] = [encoder, decoder, project]
         functions += [decoder.start, step]
+        for side in (encoder, decoder):
+            functions += [side.embed, side.layer, side.finish]
         return touch_every_parameter, _Functions(*map(computing, functions))
 
     def init(self, key: jax.Array) -> Params:
@@ -119,6 +136,8 @@ class BART:
     ) -> EncoderOutput:
         """Encodes int32 [B, S] ids; rows are padded with `config.pad_token_id`."""
         options = Options(key is not None, return_all_hiddens, return_attention)
+        if self._by_layer(options):
+            return stacked.encode(self, self._transformed.apply, params, key, src_tokens)
         return self._transformed.apply.encode(params, key, src_tokens, options)
 
     def decode(
@@ -139,9 +158,16 @@ class BART:
         """
         options = Options(key is not None, return_all_hiddens, return_attention)
         source = encoder_output
+        if self._by_layer(options):
+            functions = self._transformed.apply
+            return stacked.decode(self, functions, params, key, prev_output_tokens, source, at)
         return self._transformed.apply.decode(
             params, key, prev_output_tokens, source.encoder_out, source.src_mask, options, at
         )
+
+    def _by_layer(self, options: Options) -> bool:
+        asked = options.return_all_hiddens or options.return_attention
+        return (self.checkpoint_activations or self.stack_layers) and not asked
 
     def project(self, params: Params, features: jax.Array) -> jax.Array:
         """Logits float32 [..., V] of decoder features [..., D]."""

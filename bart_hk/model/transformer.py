@@ -154,28 +154,43 @@ class Encoder(_Stack):
     """int32 [B, S] ids to `EncoderOutput`."""
 
     def __call__(self, src_tokens: jax.Array, options: Options) -> EncoderOutput:
-        config, training = self.config, options.training
+        x, src_mask = self.embed(src_tokens, options.training)
+        states, attentions = [x], []
+        for i in range(self.config.encoder_layers):
+            x, weights = self.layer(x, src_mask, options.training, i)
+            states.append(x)
+            attentions.append(weights)
+        return EncoderOutput(
+            self.finish(x),
+            src_mask,
+            tuple(states) if options.return_all_hiddens else None,
+            tuple(attentions) if options.return_attention else None,
+        )
+
+    @hk.name_like("__call__")
+    def embed(self, src_tokens: jax.Array, training: bool) -> tuple[jax.Array, jax.Array]:
+        """What the first layer reads, [B, S, D], and the mask, bool [B, S]."""
+        config = self.config
         src_mask = src_tokens != config.pad_token_id
         # Positions count real tokens, so a row's result is the same wherever its padding is.
         positions = jnp.maximum(jnp.cumsum(src_mask, axis=1) - 1, 0)
         table = self._token_table(zero_row=config.pad_token_id)
         x = self._embed(table, src_tokens, positions, config.max_source_positions, training)
-        x = x * src_mask[..., None].astype(x.dtype)
-        states, attentions = [x], []
-        for i in range(config.encoder_layers):
-            with hk.name_scope(f"layers_{i}"):
-                y, weights = self._layer(x, src_mask[:, None, None], training)
-            x = layer_drop(y, x, config.encoder_layerdrop, training)
-            states.append(x)
-            attentions.append(weights)
-        if config.encoder_normalize_before:
-            x = layer_norm(x, "layer_norm")
-        return EncoderOutput(
-            x,
-            src_mask,
-            tuple(states) if options.return_all_hiddens else None,
-            tuple(attentions) if options.return_attention else None,
-        )
+        return x * src_mask[..., None].astype(x.dtype), src_mask
+
+    @hk.name_like("__call__")
+    def layer(
+        self, x: jax.Array, src_mask: jax.Array, training: bool, number: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """A layer, or in training perhaps none: [B, S, D], and attention weights [B, H, S, S]."""
+        with hk.name_scope(f"layers_{number}"):
+            y, weights = self._layer(x, src_mask[:, None, None], training)
+        return layer_drop(y, x, self.config.encoder_layerdrop, training), weights
+
+    @hk.name_like("__call__")
+    def finish(self, x: jax.Array) -> jax.Array:
+        """The last layer's output [B, S, D] as the decoder reads it."""
+        return layer_norm(x, "layer_norm") if self.config.encoder_normalize_before else x
 
     @hk.transparent
     def _layer(self, x: jax.Array, mask: jax.Array, training: bool) -> tuple[jax.Array, jax.Array]:
@@ -218,48 +233,75 @@ class Decoder(_Stack):
 
         With `at`, the last layer computes the features of that position of each row alone.
         """
-        config, training = self.config, options.training
-        length, limit = prev_output_tokens.shape[1], config.max_target_positions
-        x = self._embed(self._tokens(), prev_output_tokens, jnp.arange(length), limit, training)
-        causal = jnp.tril(jnp.ones((length, length), bool))
+        training, layers = options.training, self.config.decoder_layers
+        x = self.embed(prev_output_tokens, training)
         states: list[jax.Array] = [x]
         selfs: list[jax.Array] = []
         crosses: list[jax.Array] = []
-        heads, rate = config.decoder_attention_heads, config.attention_dropout
-
-        def everything(h: jax.Array) -> jax.Array:
-            return h
-
-        def only_at(h: jax.Array) -> jax.Array:
-            assert at is not None
-            return jnp.take_along_axis(h, at[:, None, None], axis=1)
-
-        take, mask = everything, causal
-
-        def attend_self(h: jax.Array) -> jax.Array:
-            out, weights = attention(take(h), h, mask, heads, rate, training, "self_attn")
-            selfs.append(weights)
-            return out
-
-        def attend_source(h: jax.Array) -> jax.Array:
-            mask = src_mask[:, None, None]
-            out, weights = attention(h, encoder_out, mask, heads, rate, training, "encoder_attn")
-            crosses.append(weights)
-            return out
-
-        for i in range(config.decoder_layers):
-            if at is not None and i + 1 == config.decoder_layers:
-                take, mask = only_at, (jnp.arange(length) <= at[:, None])[:, None, None]
-            with hk.name_scope(f"layers_{i}"):
-                y = self._layer(x, attend_self, attend_source, training, take=take)
-            x = layer_drop(y, take(x), config.decoder_layerdrop, training)
+        for i in range(layers):
+            last = at if i + 1 == layers else None
+            x, attended, crossed = self.layer(x, encoder_out, src_mask, training, i, last)
             states.append(x)
+            selfs.append(attended)
+            crosses.append(crossed)
         return DecoderOutput(
-            self._final_norm(x),
+            self.finish(x),
             tuple(states) if options.return_all_hiddens else None,
             tuple(selfs) if options.return_attention else None,
             tuple(crosses) if options.return_attention else None,
         )
+
+    @hk.name_like("__call__")
+    def embed(self, prev_output_tokens: jax.Array, training: bool) -> jax.Array:
+        """What the first layer reads, [B, T, D]."""
+        positions = jnp.arange(prev_output_tokens.shape[1])
+        limit = self.config.max_target_positions
+        return self._embed(self._tokens(), prev_output_tokens, positions, limit, training)
+
+    @hk.name_like("__call__")
+    def layer(
+        self,
+        x: jax.Array,  # [B, T, D]
+        encoder_out: jax.Array,  # [B, S, D]
+        src_mask: jax.Array,  # bool [B, S]
+        training: bool,
+        number: int,
+        at: jax.Array | None = None,  # int32 [B]
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """A layer, or in training perhaps none: [B, T, D], and the weights of both attentions,
+        [B, H, T, T] and [B, H, T, S]. With `at`, it computes that position of each row alone."""
+        config = self.config
+        heads, rate = config.decoder_attention_heads, config.attention_dropout
+        weights: list[jax.Array] = []
+        positions = jnp.arange(x.shape[1])
+        if at is None:
+            mask = positions <= positions[:, None]
+        else:
+            mask = (positions <= at[:, None])[:, None, None]
+
+        def take(h: jax.Array) -> jax.Array:
+            return h if at is None else jnp.take_along_axis(h, at[:, None, None], axis=1)
+
+        def attend_self(h: jax.Array) -> jax.Array:
+            out, attended = attention(take(h), h, mask, heads, rate, training, "self_attn")
+            weights.append(attended)
+            return out
+
+        def attend_source(h: jax.Array) -> jax.Array:
+            mask = src_mask[:, None, None]
+            out, attended = attention(h, encoder_out, mask, heads, rate, training, "encoder_attn")
+            weights.append(attended)
+            return out
+
+        with hk.name_scope(f"layers_{number}"):
+            y = self._layer(x, attend_self, attend_source, training, take=take)
+        x = layer_drop(y, take(x), config.decoder_layerdrop, training)
+        return x, weights[0], weights[1]
+
+    @hk.name_like("__call__")
+    def finish(self, x: jax.Array) -> jax.Array:
+        """The last layer's output [B, T, D] as the output projection reads it."""
+        return self._final_norm(x)
 
     @hk.transparent
     def _layer(
