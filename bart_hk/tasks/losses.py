@@ -1,7 +1,87 @@
 """Losses as sums; whoever sums over batches and hosts divides once, by the count of them all."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
+
+from bart_hk.data.readers import DataError
+from bart_hk.model import BART, Params
+
+
+@dataclass
+class CrossEntropyConfig:
+    """Of tasks that write a text. Source: fairseq `criterions/cross_entropy.py`."""
+
+    _name: str = "cross_entropy"
+    # The divisor of losses and gradients: target sentences instead of target tokens.
+    sentence_avg: bool = False
+    report_accuracy: bool = False  # of the next token; fairseq has it in the smoothed one alone
+
+
+@dataclass
+class LabelSmoothedCrossEntropyConfig(CrossEntropyConfig):
+    """fairseq `criterions/label_smoothed_cross_entropy.py`.
+
+    Prefix tokens that are ignored still count in the divisor, as in fairseq.
+    """
+
+    _name: str = "label_smoothed_cross_entropy"
+    label_smoothing: float = 0.0
+    ignore_prefix_size: int = 0  # first target tokens without a loss (a language tag)
+
+
+def sequence_loss(
+    bart: BART,
+    params: Params,
+    key: jax.Array | None,
+    batch: dict[str, jax.Array],
+    criterion: CrossEntropyConfig,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The summed loss, in nats, of writing `target`; padding is left out. Traced.
+
+    Args:
+        key: turns dropout on; None is evaluation.
+        batch: src_tokens int32 [B, S], prev_output_tokens and target int32 [B, T], right-padded.
+            A row of padding alone counts nowhere.
+
+    Returns:
+        The loss, float32, and sums: `count` (what to divide by: target tokens or sentences),
+        `nll_loss` (without smoothing), `tokens` (of targets), and where asked for `correct` and
+        `predicted` (the tokens that had a loss).
+    """
+    keys = (None, None) if key is None else jax.random.split(key)
+    encoded = bart.encode(params, batch["src_tokens"], key=keys[0])
+    decoded = bart.decode(params, batch["prev_output_tokens"], encoded, key=keys[1])
+    logits, target = bart.project(params, decoded.features), batch["target"]
+    real = target != bart.config.pad_token_id
+    smoothing, ignored = 0.0, 0
+    if isinstance(criterion, LabelSmoothedCrossEntropyConfig):
+        smoothing, ignored = criterion.label_smoothing, criterion.ignore_prefix_size
+    counted = real & (jnp.arange(target.shape[1]) >= ignored)
+    loss, nll = cross_entropy(logits, target, counted, smoothing)
+    tokens = real.sum()
+    sums = {
+        "count": real.any(axis=1).sum() if criterion.sentence_avg else tokens,
+        "nll_loss": nll,
+        "tokens": tokens,
+    }
+    if criterion.report_accuracy:
+        correct = (logits.argmax(-1) == target) & counted
+        sums |= {"correct": correct.sum(), "predicted": counted.sum()}
+    return loss, sums
+
+
+def check(criterion: CrossEntropyConfig) -> None:
+    """Raises DataError for a value that makes no sense."""
+    if not isinstance(criterion, LabelSmoothedCrossEntropyConfig):
+        return
+    if not 0 <= criterion.label_smoothing < 1:
+        raise DataError(f"criterion.label_smoothing={criterion.label_smoothing} must be in [0, 1)")
+    if criterion.ignore_prefix_size < 0:
+        raise DataError(
+            f"criterion.ignore_prefix_size={criterion.ignore_prefix_size} must not be negative"
+        )
 
 
 def cross_entropy(

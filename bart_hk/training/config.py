@@ -15,11 +15,13 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from bart_hk.config import ARCHITECTURES, BARTConfig
+from bart_hk.tasks.losses import CrossEntropyConfig, LabelSmoothedCrossEntropyConfig
 from bart_hk.tasks.sentence_prediction import (
     SentencePredictionConfig,
     SentencePredictionCriterionConfig,
 )
 from bart_hk.training.optim import LR_SCHEDULERS, OPTIMIZERS, betas
+from bart_hk.training.step import EMAConfig
 
 
 class ConfigError(ValueError):
@@ -35,6 +37,7 @@ class CommonConfig:
     no_progress_bar: bool = False
     bf16: bool = False  # compute in bfloat16; parameters stay float32
     tensorboard_logdir: str | None = None  # needs bart_hk[train]
+    peak_flops: float = 0.0  # FLOP/s of the device, which `mfu` is a share of; 0: known or measured
 
 
 @dataclass
@@ -59,6 +62,10 @@ class OptimizationConfig:
     lr: Any = dataclasses.field(default_factory=lambda: [1e-5])
     update_freq: Any = dataclasses.field(default_factory=lambda: [1])  # batches per update
     clip_norm: float = 0.0  # 0: gradients are only measured
+    # For deep models: compute activations again, not keep them; compile one layer, not all.
+    checkpoint_activations: bool = False
+    stack_layers: bool = False
+    sentence_avg: bool = False  # text-writing criteria: divide by sentences instead of tokens
 
 
 @dataclass
@@ -88,6 +95,7 @@ class TrainConfig:
     dataset: DatasetConfig = dataclasses.field(default_factory=DatasetConfig)
     optimization: OptimizationConfig = dataclasses.field(default_factory=OptimizationConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    ema: EMAConfig = dataclasses.field(default_factory=EMAConfig)
 
 
 def _model_node(name: str, config: BARTConfig) -> Any:
@@ -100,11 +108,20 @@ def _model_node(name: str, config: BARTConfig) -> Any:
     return node(name, **{f.name: getattr(config, f.name) for f in dataclasses.fields(BARTConfig)})
 
 
+# fairseq keeps their divisor in the optimization group.
+_SEQUENCE_CRITERIA: tuple[Any, ...] = tuple(
+    kind(sentence_avg="${optimization.sentence_avg}")  # type: ignore[arg-type]
+    for kind in (CrossEntropyConfig, LabelSmoothedCrossEntropyConfig)
+)
+
 # Group -> name -> the node that the name stands for.
 GROUPS: dict[str, dict[str, Any]] = {
     "task": {"sentence_prediction": SentencePredictionConfig()},
     "model": {name: _model_node(name, config) for name, config in ARCHITECTURES.items()},
-    "criterion": {"sentence_prediction": SentencePredictionCriterionConfig()},
+    "criterion": {
+        "sentence_prediction": SentencePredictionCriterionConfig(),
+        **{criterion._name: criterion for criterion in _SEQUENCE_CRITERIA},
+    },
     "optimizer": {name: node() for name, node in OPTIMIZERS.items()},
     "lr_scheduler": {name: node() for name, node in LR_SCHEDULERS.items()},
 }
@@ -198,6 +215,7 @@ def _check(config: TrainConfig) -> None:
         "common.log_interval": config.common.log_interval,
         "dataset.validate_interval": dataset.validate_interval,
         "checkpoint.save_interval": config.checkpoint.save_interval,
+        "ema.ema_update_freq": config.ema.ema_update_freq,
     }
     for key, value in positive.items():
         if value < 1:
@@ -208,6 +226,8 @@ def _check(config: TrainConfig) -> None:
             raise ConfigError(f"dataset.{key}={value} must be at least 1")
     if dataset.batch_size is None and dataset.max_tokens is None:
         raise ConfigError("set dataset.batch_size or dataset.max_tokens (or both)")
+    if not 0 <= config.ema.ema_decay <= 1:
+        raise ConfigError(f"ema.ema_decay={config.ema.ema_decay} must be in [0, 1]")
     if not 0 <= config.common.seed < 2**32:
         raise ConfigError(f"common.seed={config.common.seed} must be in [0, 2^32)")
     buckets = dataset.length_buckets

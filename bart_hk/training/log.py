@@ -1,22 +1,34 @@
 """The record of a run: `log.jsonl` in its directory, TensorBoard's files if asked for.
 
 Every line is a JSON object. Lines are the same however often a run was interrupted, apart from the
-fields in `TIMING`.
+fields in `TIMING`. Those of event "train" are means over the updates since the last one:
+
+    loss                      per divisor of the criterion: sentences, or target tokens; in nats
+    nll_loss                  of tasks that write a text: without label smoothing, per target token
+    ppl                       e^nll_loss, which is fairseq's 2^nll_loss
+    loss_base2, nll_loss_base2    of these tasks, in bits, as fairseq logs them
+    accuracy                  percent
+    gnorm, lr                 of the gradient before clipping; of the last update
+    padding                   the share of both sides' positions that held none of the rows' tokens
+    rows, tokens, flops       sums; flops as `bart_hk.training.throughput` counts them
+    tokens_per_second, mfu    tokens and flops over `seconds`, the latter as a share of the peak
 """
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
 
-TIMING = ("seconds", "tokens_per_second")
+TIMING = ("seconds", "tokens_per_second", "mfu")
 
 
 class RunLog:
     """Appends to `save_dir/log.jsonl`."""
 
-    def __init__(self, path: Path, size: int, tensorboard: str | None) -> None:
+    def __init__(self, path: Path, size: int, tensorboard: str | None, peak_flops: float) -> None:
         """`size` bytes of an older log are kept: what was written when the state was saved."""
+        self._peak_flops = peak_flops
         self._file = open(path, "ab")  # noqa: SIM115 - lives as long as the run
         self._file.truncate(size)
         self._writer = _event_writer(tensorboard) if tensorboard else None
@@ -33,6 +45,9 @@ class RunLog:
         seconds, self._since = now - self._since, now
         if "tokens" in values:
             values["tokens_per_second"] = round(values["tokens"] / max(seconds, 1e-9))
+        if "flops" in values:
+            share = values["flops"] / max(seconds, 1e-9) / self._peak_flops
+            values["mfu"] = float(f"{share:.4g}")
         line = {"event": event, "update": update, **values, "seconds": round(seconds, 3)}
         try:
             self._file.write(json.dumps(line).encode() + b"\n")
@@ -47,6 +62,18 @@ class RunLog:
         self._file.close()
         if self._writer is not None:
             self._writer.close()
+
+
+def means(sums: dict[str, float]) -> dict[str, float]:
+    """What the sums of a task's losses say: losses, perplexity, accuracy."""
+    found = {"loss": sums["loss"] / sums["count"]}
+    if "nll_loss" in sums:
+        found["nll_loss"] = sums["nll_loss"] / sums["tokens"]
+        found |= {f"{name}_base2": value / math.log(2) for name, value in found.items()}
+        found["ppl"] = math.exp(min(found["nll_loss"], 700.0))  # where floats end
+    if "correct" in sums:
+        found["accuracy"] = 100 * sums["correct"] / sums.get("predicted", sums["count"])
+    return found
 
 
 def _event_writer(folder: str) -> Any:

@@ -13,6 +13,7 @@ import functools
 import json
 import logging
 import math
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from omegaconf import DictConfig
 from tqdm import tqdm
 
@@ -32,8 +32,11 @@ from bart_hk.tasks import Tree
 from bart_hk.training import optim, state
 from bart_hk.training.config import ConfigError, TrainConfig, complete
 from bart_hk.training.loader import Loader
-from bart_hk.training.log import RunLog
+from bart_hk.training.log import RunLog, means
 from bart_hk.training.start import make_task, start
+from bart_hk.training.step import Step
+from bart_hk.training.stopping import EXIT_CODE, catching_sigterm
+from bart_hk.training.throughput import batch_costs, peak_flops
 
 _log = logging.getLogger(__name__)
 
@@ -73,12 +76,13 @@ def train(config: Mapping[str, Any] | DictConfig | TrainConfig) -> TrainResult:
         ConfigError, DataError (both ValueErrors), FileNotFoundError: something given is wrong;
             before the first update.
         FloatingPointError: a loss is not finite; names update, file and lines.
+        SystemExit: SIGTERM came; the state is saved, and the same call goes on from it.
         OSError: the directory cannot be written; what was saved there before is unchanged.
     """
     config = complete(config)
     save_dir = Path(config.checkpoint.save_dir)
-    with state.locked(save_dir / "training"):
-        run = Run(config, save_dir)
+    with catching_sigterm() as asked, state.locked(save_dir / "training"):
+        run = Run(config, save_dir, asked)
         try:
             return run.run()
         finally:
@@ -88,7 +92,9 @@ def train(config: Mapping[str, Any] | DictConfig | TrainConfig) -> TrainResult:
 class Run:
     """One run: its functions, its state, its files."""
 
-    def __init__(self, config: TrainConfig, save_dir: Path) -> None:
+    def __init__(self, config: TrainConfig, save_dir: Path, asked: threading.Event) -> None:
+        """`asked` is set when the run is to save its state and end."""
+        self._asked = asked
         self.config, self.save_dir, self.folder = config, save_dir, save_dir / "training"
         self.metric = config.checkpoint.best_checkpoint_metric
         self.task = make_task(config)
@@ -106,55 +112,36 @@ class Run:
         )
         total = self._total_updates()
         self.rate = optim.schedule(config.lr_scheduler, config.optimization.lr, total)
-        self.optimizer = optim.optimizer(config.optimizer, self.rate)
-        self.accumulate = jax.jit(self._accumulate, donate_argnums=0)
-        self.apply = jax.jit(self._apply, donate_argnums=(0, 1, 2))
+        self.step = Step(
+            functools.partial(self.task.loss, self.bart),
+            optim.optimizer(config.optimizer, self.rate),
+            config.optimization.clip_norm,
+            self.key,
+            config.ema,
+        )
         self.predict = jax.jit(functools.partial(self.task.predict, self.bart))
 
         self._claim(total)
-        tree = {"params": params, "optimizer": self.optimizer.init(params)}
+        self.state = self.step.init(params)
         self.progress = Progress()
-        found = state.load(self.folder, tree)
+        found = state.load(self.folder, self.state)
         if found is not None:
-            tree = jax.tree.map(lambda a: jnp.array(a, copy=True), found[0])
+            self.state = jax.tree.map(lambda a: jnp.array(a, copy=True), found[0])
             self.progress = Progress(**found[1])
             _log.info("going on in %s after update %d", save_dir, self.progress.update)
-        self.params, self.opt_state = tree["params"], tree["optimizer"]
-        self.totals: Any = None
-        self.pending: tuple[int, list[np.ndarray], dict[str, jax.Array]] | None = None
+        # The last update that was started: its number, its rows, what it cost, its sums.
+        self.pending: tuple[int, list[np.ndarray], dict[str, float], Any] | None = None
         self.log = RunLog(
-            save_dir / "log.jsonl", self.progress.log_size, config.common.tensorboard_logdir
+            save_dir / "log.jsonl",
+            self.progress.log_size,
+            config.common.tensorboard_logdir,
+            config.common.peak_flops or peak_flops(self.bart.dtype),
         )
 
-    # --- Compiled functions -----------------------------------------------------------------------
-
-    def _accumulate(
-        self, totals: Any, params: Tree, update: jax.Array, micro: jax.Array, batch: Any
-    ) -> Any:
-        """Adds a batch's summed gradients and sums to those of the update so far."""
-        key = jax.random.fold_in(jax.random.fold_in(self.key, update), micro)
-
-        def loss(params: Tree) -> tuple[jax.Array, dict[str, jax.Array]]:
-            return self.task.loss(self.bart, params, key, batch)
-
-        (value, sums), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        return jax.tree.map(jnp.add, totals, {"grads": grads, "sums": {"loss": value, **sums}})
-
-    def _apply(self, params: Tree, opt_state: Any, totals: Any) -> Any:
-        """One update from the totals, which come back as zeros; and what is to be logged."""
-        sums = totals["sums"]
-        # One division, after all sums; a batch always has a row.
-        grads = jax.tree.map(lambda g: g / sums["count"], totals["grads"])
-        grads, norm = optim.clip_by_norm(grads, self.config.optimization.clip_norm)
-        changes, opt_state = self.optimizer.update(grads, opt_state, params)
-        zeros = jax.tree.map(jnp.zeros_like, totals)
-        return optax.apply_updates(params, changes), opt_state, zeros, {**sums, "gnorm": norm}
-
-    def _zero_totals(self, batch: Any) -> Any:
-        loss = functools.partial(self.task.loss, self.bart)
-        value, sums = jax.eval_shape(loss, self.params, self.key, batch)
-        shapes = {"grads": self.params, "sums": {"loss": value, **sums}}
-        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    @property
+    def model(self) -> Tree:
+        """What is validated and written: the parameters, or their average where there is one."""
+        return self.state.get("ema", self.state["params"])
 
     # --- The loop ---------------------------------------------------------------------------------
 
@@ -189,6 +176,8 @@ class Run:
         )
         with bar:
             for group in groups[done.batch :]:
+                if self._asked.is_set():
+                    self._stop()
                 self._update(group)
                 bar.update()
                 done.batch += 1
@@ -199,28 +188,31 @@ class Run:
                 if self._finished():
                     return
 
+    def _stop(self) -> None:
+        """Saves the state and ends the process, as SIGTERM asked."""
+        self._look_at_pending()
+        self._save_state()
+        _log.warning(
+            "stopped by SIGTERM after update %d, which is saved; the same command goes on",
+            self.progress.update,
+        )
+        raise SystemExit(EXIT_CODE)
+
     def _update(self, group: list[np.ndarray]) -> None:
         update = self.progress.update
-        for micro, rows in enumerate(group):
-            batch = self.loader.train_batch(rows)
-            if self.totals is None:
-                self.totals = self._zero_totals(batch)
-            self.totals = self.accumulate(
-                self.totals, self.params, jnp.int32(update), jnp.int32(micro), batch
-            )
-        self.params, self.opt_state, self.totals, sums = self.apply(
-            self.params, self.opt_state, self.totals
-        )
+        batches = [self.loader.train_batch(rows) for rows in group]
+        self.state, sums = self.step.update(self.state, update, batches)
         self.progress.update = update + 1
         # Looked at one update later, so that the device never waits for the host.
         self._look_at_pending()
-        self.pending = (update + 1, group, sums)
+        costs = batch_costs(self.bart.config, batches) | {"rows": float(sum(map(len, group)))}
+        self.pending = (update + 1, group, costs, sums)
 
     def _look_at_pending(self) -> None:
         """Checks and logs the last update that was started."""
         if self.pending is None:
             return
-        update, group, device_sums = self.pending
+        update, group, costs, device_sums = self.pending
         self.pending = None
         sums = {name: float(value) for name, value in jax.device_get(device_sums).items()}
         for name, what in (("loss", "loss"), ("gnorm", "gradient norm")):
@@ -231,7 +223,7 @@ class Run:
                     "optimization.lr, a longer warm-up or optimization.clip_norm may help"
                 )
         window = self.progress.window
-        for name, value in (sums | {"updates": 1.0}).items():
+        for name, value in (sums | costs | {"updates": 1.0}).items():
             window[name] = window.get(name, 0.0) + value
         if update % self.config.common.log_interval == 0:
             self._log_window(update)
@@ -242,14 +234,11 @@ class Run:
         if not sums:
             return
         self.progress.window = {}
-        values = {"loss": sums["loss"] / sums["count"]}
-        if "correct" in sums:
-            values["accuracy"] = 100 * sums["correct"] / sums["count"]
-        values["gnorm"] = sums["gnorm"] / sums["updates"]
+        values = means(sums) | {"gnorm": sums["gnorm"] / sums["updates"]}
         values["lr"] = float(self.rate(update - 1))
-        self.log.write(
-            "train", update, **values, rows=int(sums["count"]), tokens=int(sums["tokens"])
-        )
+        values["padding"] = sums["padding"] / sums["positions"]
+        counts = {name: int(sums[name]) for name in ("rows", "tokens", "flops")}
+        self.log.write("train", update, **values, **counts)
 
     # --- Validation and checkpoints ---------------------------------------------------------------
 
@@ -276,9 +265,12 @@ class Run:
             self._write_model(self.save_dir)
         elif validates:
             self._validate(epoch)
+        self._save_state()
+
+    def _save_state(self) -> None:
         self.progress.log_size = self.log.size
-        tree = {"params": self.params, "optimizer": self.opt_state}
-        state.save(self.folder, update, tree, dataclasses.asdict(self.progress))
+        progress = dataclasses.asdict(self.progress)
+        state.save(self.folder, self.progress.update, self.state, progress)
 
     def _validate(self, epoch: int | None) -> None:
         done = self.progress
@@ -299,7 +291,7 @@ class Run:
         batches = self.loader.valid_batches()
         order = np.concatenate([rows for rows, _ in batches])
         # All are started before the first is waited for.
-        results = [(len(rows), self.predict(self.params, batch)) for rows, batch in batches]
+        results = [(len(rows), self.predict(self.model, batch)) for rows, batch in batches]
         outputs = {}
         for name in results[0][1]:
             found = np.concatenate([np.asarray(r[name])[:count] for count, r in results])
@@ -308,7 +300,7 @@ class Run:
         return self.task.metrics(outputs)
 
     def _write_model(self, directory: Path) -> None:
-        body, heads = self.task.parts(jax.device_get(self.params))
+        body, heads = self.task.parts(jax.device_get(self.model))
         config = self.bart.config
         longest = min(config.max_source_positions, config.max_target_positions)
         about: dict[str, Any] = {"update": self.progress.update}
@@ -384,7 +376,7 @@ class Run:
 # What may change between two starts of a run: where things are, and when it ends.
 _FREE = {
     "task": {"data", "train", "valid"},  # their content counts
-    "common": {"log_interval", "no_progress_bar", "tensorboard_logdir"},
+    "common": {"log_interval", "no_progress_bar", "tensorboard_logdir", "peak_flops"},
     "optimization": {"max_epoch", "max_update"},
     "checkpoint": {"save_dir", "patience", "save_interval", "save_interval_updates"},
 }

@@ -1,6 +1,7 @@
 """What a run begins with: its task, its tokenizer, its network and the first parameters."""
 
 import dataclasses
+import functools
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,14 @@ class Start:
 
 
 def make_task(config: TrainConfig) -> Task:
-    """The configured task; its files are read and checked."""
+    """The configured task; its files are read and checked.
+
+    Raises:
+        ConfigError: the criterion is another task's.
+    """
+    name, criterion = config.task._name, config.criterion._name
+    if criterion != "sentence_prediction":
+        raise ConfigError(f"task={name} has criterion=sentence_prediction, not {criterion}")
     return SentencePrediction(config.task, config.criterion)
 
 
@@ -42,7 +50,12 @@ def start(config: TrainConfig, task: Task, key: jax.Array) -> Start:
         ConfigError, ValueError, FileNotFoundError: model or tokenizer are not there or do not fit.
     """
     restore = config.checkpoint.restore_file
-    dtype = jnp.bfloat16 if config.common.bf16 else jnp.float32
+    network = functools.partial(
+        BART,
+        dtype=jnp.bfloat16 if config.common.bf16 else jnp.float32,
+        checkpoint_activations=config.optimization.checkpoint_activations,
+        stack_layers=config.optimization.stack_layers,
+    )
     # A restored model brings its own sizes and ids; these stay what the `model` group says.
     rates = {name: getattr(config.model, name) for name in DROPOUT_RATES}
     if restore:
@@ -55,11 +68,11 @@ def start(config: TrainConfig, task: Task, key: jax.Array) -> Start:
         if len(members) > 1:
             raise ConfigError(f"checkpoint.restore_file={restore} names {len(members)} models")
         (files,) = members
-        bart = BART(files.config.replace(**rates), dtype)
+        bart = network(files.config.replace(**rates))
         params, heads = files.params, files.heads
     else:
         encoder = _new_encoder(config.task, task)
-        bart = BART(_new_config(config.model, encoder), dtype)
+        bart = network(_new_config(config.model, encoder))
         key, body_key = jax.random.split(key)
         params, heads = bart.init(body_key), {}
     task.encode(encoder, bart.config)

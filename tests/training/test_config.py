@@ -44,9 +44,18 @@ def test_validation_batches_follow_training_unless_told_otherwise():
     assert complete({"dataset": {"batch_size_valid": 5}}).dataset.batch_size_valid == 5
 
 
+def test_the_divisor_of_texts_is_fairseqs_option():
+    given = {"criterion": "label_smoothed_cross_entropy", "optimization": {"sentence_avg": True}}
+    assert complete(given).criterion.sentence_avg is True
+    assert complete({"criterion": "cross_entropy"}).criterion.sentence_avg is False
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
+        ({"ema": {"ema_decay": 1.5}}, "ema.ema_decay=1.5 must be in"),
+        ({"ema": {"ema_update_freq": 0}}, "ema.ema_update_freq=0 must be at least 1"),
+        ({"ema": {"decay": 0.9}}, "there is no ema.decay; did you mean ema.ema_decay?"),
         ({"model": "bart_huge"}, "model=bart_huge is not one of bart_large"),
         ({"lr_scheduler": {"_name": "step"}}, "lr_scheduler=step is not one of polynomial_decay"),
         ({"taks": {}}, "there is no taks; did you mean task?"),

@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import bart_hk
 from bart_hk.checkpoint.huggingface import read_model
@@ -43,6 +44,8 @@ def test_the_log(finished):
     assert [line["update"] for line in validated] == [per_epoch * i for i in (1, 2, 3)]
     assert sum(line["rows"] for line in trained) == 3 * 96  # every row once in each epoch
     assert {"loss", "accuracy", "gnorm", "lr", "tokens", "tokens_per_second"} <= set(trained[0])
+    assert all(0 < line["padding"] < 1 and line["flops"] > 0 for line in trained)
+    assert all(line["mfu"] > 0 for line in trained)
     assert {"loss", "accuracy", "best"} <= set(validated[0])
     best = min(validated, key=lambda line: line["loss"])
     about = json.loads((finished / "bart_hk.json").read_text())["training"]
@@ -95,6 +98,36 @@ def test_accumulating_batches_is_one_larger_batch(configured, tmp_path, sentence
         assert result.update == 2
     for whole, parts in zip(leaves(tmp_path / "whole"), leaves(tmp_path / "parts"), strict=True):
         np.testing.assert_allclose(whole, parts, atol=2e-5)
+
+
+def test_the_average_is_what_is_validated_and_written(configured, tmp_path):
+    average = {"store_ema": True, "ema_decay": 0.9}
+    result = train(configured(tmp_path / "run", ema=average, optimization={"max_epoch": 1}))
+    plain = train(configured(tmp_path / "plain", optimization={"max_epoch": 1}))
+    assert result.valid["loss"] != plain.valid["loss"]
+    (state,) = (tmp_path / "run" / "training").glob("update_*")
+    stored = load_file(state / "tensors.safetensors")
+    written = read_model(tmp_path / "run").params["encoder/layernorm_embedding"]["scale"]
+    name = "['model']['encoder/layernorm_embedding']['scale']"
+    np.testing.assert_array_equal(written, stored[f"['ema']{name}"])
+    assert np.abs(written - stored[f"['params']{name}"]).max() > 1e-4
+    last = read_model(tmp_path / "plain" / "last").params["encoder/layernorm_embedding"]["scale"]
+    np.testing.assert_array_equal(last, stored[f"['params']{name}"])  # trained all the same
+
+
+def test_a_criterion_of_another_task(configured, tmp_path):
+    with pytest.raises(ConfigError, match="task=sentence_prediction has criterion=sentence_pred"):
+        train(configured(tmp_path / "run", criterion={"_name": "cross_entropy"}))
+
+
+def test_deep_options_train_the_same_model(configured, tmp_path):
+    deep = {"checkpoint_activations": True, "stack_layers": True}
+    quiet = {"model": MODEL | {"encoder_layers": 2, "decoder_layers": 3, "dropout": 0.0}}
+    for name, options in (("plain", {}), ("deep", deep)):
+        limits = {"max_update": 4, "lr": 1e-3, **options}
+        train(configured(tmp_path / name, optimization=limits, **quiet))
+    for plain, other in zip(leaves(tmp_path / "plain"), leaves(tmp_path / "deep"), strict=True):
+        np.testing.assert_allclose(plain, other, atol=2e-5)
 
 
 def test_without_validation_the_last_model_is_the_result(configured, sentences, tmp_path):

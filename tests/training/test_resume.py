@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from bart_hk.checkpoint.huggingface import read_model
-from bart_hk.training import state
+from bart_hk.training import loop, state
 from bart_hk.training.loop import train
 from tests.training.conftest import final_bytes, logged
 
@@ -83,6 +83,48 @@ def test_kills_inside_a_step_and_inside_a_checkpoints_write(
     subprocess.run(command(config), env=environment, check=True, capture_output=True)
     assert final_bytes(tmp_path / "run") == final_bytes(finished)
     assert logged(tmp_path / "run") == logged(finished)
+
+
+def test_sigterm_saves_first(configured, finished, tmp_path, monkeypatch, caplog):
+    config = configured(tmp_path / "run", checkpoint={"save_interval_updates": 2})
+    plain = loop.Run._update
+
+    def update(self: loop.Run, group: list) -> None:
+        plain(self, group)
+        if self.progress.update in (5, 9):  # neither is saved otherwise
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop.Run, "_update", update)
+    before = signal.getsignal(signal.SIGTERM)
+    for done in (5, 9):
+        with pytest.raises(SystemExit) as ended:
+            train(config)
+        assert ended.value.code == 128 + signal.SIGTERM
+        assert f"stopped by SIGTERM after update {done}, which is saved" in caplog.text
+        assert states(tmp_path / "run")[-1].name == f"update_{done}"
+        assert signal.getsignal(signal.SIGTERM) is before
+    train(config)
+    assert final_bytes(tmp_path / "run") == final_bytes(finished)
+    assert logged(tmp_path / "run") == logged(finished)
+
+
+def test_an_average_goes_on_as_if_nothing_had_happened(configured, tmp_path, monkeypatch):
+    changes = {"ema": {"store_ema": True, "ema_decay": 0.8, "ema_update_freq": 2}}
+    train(configured(tmp_path / "whole", **changes))
+    config = configured(tmp_path / "parts", **changes)
+    plain = loop.Run._update
+
+    def update(self: loop.Run, group: list) -> None:
+        plain(self, group)
+        if self.progress.update == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop.Run, "_update", update)
+    with pytest.raises(SystemExit):
+        train(config)
+    train(config)
+    assert final_bytes(tmp_path / "parts") == final_bytes(tmp_path / "whole")
+    assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(configured, tmp_path, environment):

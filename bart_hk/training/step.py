@@ -1,0 +1,117 @@
+"""One update, compiled: gradients summed over its batches, clipping, the optimiser, the average.
+
+Nothing here knows of files or epochs; `bart_hk.training.loop` drives it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bart_hk.tasks import Tree
+from bart_hk.training import optim
+
+# (params, key, batch) -> the summed loss and sums to log, `count` (its divisor) among them.
+Loss = Callable[[Tree, jax.Array, Any], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+@dataclass
+class EMAConfig:
+    """An exponential moving average of the parameters. fairseq `models/ema/ema.py`; float32.
+
+    Where it is stored it is the model that is validated and written; training goes on with the
+    parameters themselves, and the state holds both. (fairseq validates the parameters, and keeps
+    the average in `extra_state` of its checkpoints.)
+    """
+
+    store_ema: bool = False
+    ema_decay: float = 0.9999
+    ema_start_update: int = 0  # up to this update it is a copy of the parameters
+    ema_update_freq: int = 1  # updates between two steps of the average
+
+
+class Step:
+    """The compiled functions of a run.
+
+    The state is a dictionary: `params`, `optimizer` (optax's) and, where asked for, `ema`.
+    """
+
+    def __init__(
+        self,
+        loss: Loss,
+        optimizer: optax.GradientTransformation,
+        clip_norm: float,
+        key: jax.Array,
+        ema: EMAConfig | None = None,
+    ) -> None:
+        """`key` is the run's; a batch's is made of it, the update's and the batch's number."""
+        self._loss, self._optimizer, self._clip_norm, self._key = loss, optimizer, clip_norm, key
+        self._ema = ema or EMAConfig()
+        self._accumulate = jax.jit(self._accumulated, donate_argnums=0)
+        self._apply = jax.jit(self._applied, donate_argnums=(0, 1))
+        self._totals: Any = None
+
+    def init(self, params: Tree) -> dict[str, Any]:
+        """The state before the first update."""
+        state = {"params": params, "optimizer": self._optimizer.init(params)}
+        if self._ema.store_ema:
+            state["ema"] = jax.tree.map(lambda a: jnp.array(a, copy=True), params)
+        return state
+
+    def update(
+        self, state: dict[str, Any], update: int, batches: list[Any]
+    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        """The state after one update, and the sums over its batches with `gnorm`, not waited for.
+
+        Args:
+            state: is overwritten.
+            update: how many were done before.
+            batches: whose gradients are summed and divided once, by the sum of `count`.
+        """
+        number = jnp.int32(update)
+        for micro, batch in enumerate(batches):
+            if self._totals is None:
+                self._totals = self._zeros(state["params"], batch)
+            self._totals = self._accumulate(
+                self._totals, state["params"], number, jnp.int32(micro), batch
+            )
+        state, self._totals, sums = self._apply(state, self._totals, number)
+        return state, sums
+
+    # --- Traced -----------------------------------------------------------------------------------
+
+    def _accumulated(
+        self, totals: Any, params: Tree, update: jax.Array, micro: jax.Array, batch: Any
+    ) -> Any:
+        """Adds a batch's summed gradients and sums to those of the update so far."""
+        key = jax.random.fold_in(jax.random.fold_in(self._key, update), micro)
+        (value, sums), grads = jax.value_and_grad(self._loss, has_aux=True)(params, key, batch)
+        return jax.tree.map(jnp.add, totals, {"grads": grads, "sums": {"loss": value, **sums}})
+
+    def _applied(self, state: dict[str, Any], totals: Any, update: jax.Array) -> Any:
+        """One update from the totals, which come back as zeros; and what is to be logged."""
+        params, sums = state["params"], totals["sums"]
+        # One division, after all sums; a batch always has a row.
+        grads = jax.tree.map(lambda g: g / sums["count"], totals["grads"])
+        grads, norm = optim.clip_by_norm(grads, self._clip_norm)
+        changes, opt_state = self._optimizer.update(grads, state["optimizer"], params)
+        new = {"params": optax.apply_updates(params, changes), "optimizer": opt_state}
+        if self._ema.store_ema:
+            new["ema"] = self._averaged(state["ema"], new["params"], update + 1)
+        zeros = jax.tree.map(jnp.zeros_like, totals)
+        return new, zeros, {**sums, "gnorm": norm}
+
+    def _averaged(self, average: Tree, params: Tree, update: jax.Array) -> Tree:
+        """The moving average after update number `update`, counted from 1."""
+        config = self._ema
+        decay = jnp.where(update < config.ema_start_update, 0.0, config.ema_decay)
+        decay = jnp.where(update % config.ema_update_freq == 0, decay, 1.0)
+        return jax.tree.map(lambda a, p: a * decay + p * (1 - decay), average, params)
+
+    def _zeros(self, params: Tree, batch: Any) -> Any:
+        value, sums = jax.eval_shape(self._loss, params, self._key, batch)
+        shapes = {"grads": params, "sums": {"loss": value, **sums}}
+        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)

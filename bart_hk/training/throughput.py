@@ -1,0 +1,79 @@
+"""What a batch costs, and how much of the device it uses.
+
+Model FLOPs utilisation (Chowdhery et al. 2022, appendix B) is the arithmetic that the model needs
+for the real tokens of a batch, per second, over what the device can do. Padding, recomputed layers
+and everything that is not a matrix product count nothing, so they show as a lower share.
+"""
+
+import functools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bart_hk.config import BARTConfig
+
+# FLOP/s of dense bfloat16 products, from the makers' data sheets, by a part of the device's name.
+_KNOWN = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+
+
+def training_flops(config: BARTConfig, source: np.ndarray, target: np.ndarray) -> int:
+    """FLOPs of one pass forward and back over rows of these lengths.
+
+    Forward: twice the weights of every matrix that a token meets, and in attention 4 D for every
+    pair of query and key; a causal pair that is masked is computed by nobody who can help it, so
+    half of them count. Back: twice as much again.
+
+    Args:
+        source, target: int [B], real tokens of each row.
+    """
+    width, rows = config.encoder_embed_dim, config.vocab_size
+    source, target = (np.asarray(n, np.float64) for n in (source, target))
+    encoder = 4 * width**2 + 2 * width * config.encoder_ffn_embed_dim
+    decoder = 6 * width**2 + 2 * width * config.decoder_ffn_embed_dim
+    cross = 2 * width**2  # keys and values of the source
+    weights = config.encoder_layers * encoder * source.sum()
+    weights += config.decoder_layers * (decoder * target.sum() + cross * source.sum())
+    weights += width * rows * target.sum()
+    pairs = config.encoder_layers * (source**2).sum()
+    pairs += config.decoder_layers * ((target**2).sum() / 2 + (source * target).sum())
+    return int(3 * (2 * weights + 4 * width * pairs))
+
+
+def batch_costs(config: BARTConfig, batches: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Sums over an update's batches: `flops`, both sides' `positions`, and `padding` among them."""
+    flops, positions, real = 0, 0, 0
+    for batch in batches:
+        sides = [batch["src_tokens"], batch["prev_output_tokens"]]
+        lengths = [(side != config.pad_token_id).sum(axis=1) for side in sides]
+        flops += training_flops(config, *lengths)
+        positions += sum(side.size for side in sides)
+        real += int(sum(n.sum() for n in lengths))
+    return {
+        "flops": float(flops),
+        "positions": float(positions),
+        "padding": float(positions - real),
+    }
+
+
+@functools.cache
+def peak_flops(dtype: Any) -> float:
+    """FLOP/s that products in `dtype` reach here: the maker's number, or the best of five."""
+    device = jax.devices()[0]
+    if dtype == jnp.bfloat16:
+        for part, value in _KNOWN.items():
+            if part in device.device_kind:
+                return value
+    size = 1024 if device.platform == "cpu" else 8192
+    matrix = jnp.ones((size, size), dtype)
+    product = jax.jit(jnp.matmul)
+    product(matrix, matrix).block_until_ready()
+    seconds = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        product(matrix, matrix).block_until_ready()
+        seconds.append(time.perf_counter() - begun)
+    return 2 * size**3 / min(seconds)
