@@ -1,0 +1,132 @@
+"""Kills a training run at random moments and compares it with one that was left alone.
+
+    python tools/kill_a_run.py FOLDER --kills 20 task.data=pkg://bart_hk.data/sentence_polarity \\
+        model.encoder_layers=1 model.decoder_layers=1 optimization.max_update=60 ...
+
+The arguments are bart-hk-train's, without checkpoint.save_dir. One run goes through in
+FOLDER/whole. Others go on in FOLDER/killed_N: each process gets a SIGKILL, or every third one a
+SIGTERM, at a moment between its start and the time that a whole run takes. In the end all files of
+the models and of the training state must be the same bytes, and the logs the same lines but for
+their timing fields. A difference is exit code 1.
+"""
+
+import argparse
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from bart_hk.training.log import TIMING
+from bart_hk.training.stopping import EXIT_CODE
+
+# What a finished run leaves beside its log and its state.
+MODELS = ("model.safetensors", "heads.safetensors", "bart_hk.json", "config.json")
+
+
+def command(folder: Path, overrides: list[str]) -> list[str]:
+    """The process of a run."""
+    train = [sys.executable, "-m", "bart_hk.cli.train", *overrides]
+    return [*train, f"checkpoint.save_dir={folder}", "common.no_progress_bar=true"]
+
+
+def run_whole(folder: Path, overrides: list[str]) -> float:
+    """A run without interruption; gives its seconds."""
+    begun = time.monotonic()
+    done = subprocess.run(command(folder, overrides), capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"the run failed:\n{done.stderr[-3000:]}")
+    return time.monotonic() - begun
+
+
+def run_and_kill(folder: Path, overrides: list[str], number: int, after: float) -> bool:
+    """Starts or continues a run and ends it after some seconds; False where it was done before."""
+    signal_number = signal.SIGTERM if number % 3 == 2 else signal.SIGKILL
+    process = subprocess.Popen(
+        command(folder, overrides), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        _, said = process.communicate(timeout=after)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal_number)
+        _, said = process.communicate()
+    allowed = {0, -signal_number, *([EXIT_CODE] if signal_number == signal.SIGTERM else [])}
+    if process.returncode not in allowed:
+        raise SystemExit(f"after {number} kills the run failed:\n{said[-3000:]}")
+    name = signal.Signals(signal_number).name
+    print(f"{folder.name}: {name} after {after:.1f} s: exit {process.returncode}", file=sys.stderr)
+    return process.returncode != 0
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What two finished runs do not have in common."""
+    found = []
+    a, b = files(one), files(other)
+    for name in sorted(a.keys() | b.keys()):
+        if a.get(name) != b.get(name):
+            found.append(f"{name} differs")
+    for number, pair in enumerate(zip(log(one), log(other), strict=False), 1):
+        if pair[0] != pair[1]:
+            found.append(f"log.jsonl, line {number}: {pair[0]} and {pair[1]}")
+    if len(log(one)) != len(log(other)):
+        found.append(f"log.jsonl has {len(log(one))} and {len(log(other))} lines")
+    return found
+
+
+def files(run: Path) -> dict[str, bytes]:
+    """Name -> content of all that a run's parameters are in."""
+    newest = max((run / "training").glob("update_*"), key=lambda p: int(p.name[len("update_") :]))
+    paths = [newest / "tensors.safetensors", newest / "progress.json"]
+    paths += [run / part / name for part in (".", "last") for name in MODELS]
+    return {str(p.relative_to(run)): _content(p) for p in paths if p.exists()}
+
+
+def _content(path: Path) -> bytes:
+    if path.name != "progress.json":
+        return path.read_bytes()
+    stored = json.loads(path.read_text())
+    stored["progress"].pop("log_size")  # timing fields have more digits or fewer
+    return json.dumps(stored).encode()
+
+
+def log(run: Path) -> list[dict]:
+    """The lines of a run's log without their timing fields."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMING} for line in lines]
+
+
+def main(argv: list[str] | None = None) -> int:
+    summary = (__doc__ or "").split("\n\n")
+    parser = argparse.ArgumentParser(description=summary[0])
+    parser.add_argument("folder", type=Path, help="for the runs; must not exist")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for bart-hk-train")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, help="of the moments; default: drawn, and printed")
+    args = parser.parse_args(argv)
+    if args.folder.exists():
+        parser.error(f"{args.folder} exists")
+    seed = random.randrange(10**6) if args.seed is None else args.seed
+    draw = random.Random(seed)
+    whole = args.folder / "whole"
+    seconds = run_whole(whole, args.overrides)
+    print(f"a whole run takes {seconds:.1f} s; seed {seed}", file=sys.stderr)
+    kills, number, failed = 0, 0, False
+    while kills < args.kills:
+        killed = args.folder / f"killed_{number}"
+        number += 1
+        while kills < args.kills:
+            if not run_and_kill(killed, args.overrides, kills, draw.uniform(0, seconds)):
+                break
+            kills += 1
+        run_whole(killed, args.overrides)
+        found = differences(whole, killed)
+        failed |= bool(found)
+        print("\n".join(found) or f"{killed.name}: the same as {whole.name}")
+    print(f"{kills} kills, {number} runs: {'DIFFERENT' if failed else 'all the same'}")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
