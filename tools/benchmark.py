@@ -1,16 +1,24 @@
 """Measures bart_hk against named peers, in one run on one machine: `python tools/benchmark.py`.
 
     encode   the encoder's forward pass, 8 rows of 128 ids
-    greedy   greedy search to 64 tokens from those rows
-    beam     the same with 4 beams
+    generate every search below, each of which can also be asked for alone:
+             greedy           greedy search to 64 tokens from those rows
+             beam             the same with 4 beams
+             beam_of_one      4 beams, one row
+             greedy_of_many   greedy search, 32 rows
+             large            greedy search of bart.large, 8 rows
     stream   extract_features, then predict, over 500 real sentences of mixed length
     start    the time to a first answer, with an empty and with a filled compilation cache
     load     bart.large from model.pt and from model.safetensors: seconds and memory
+    memory   peak memory of a search of bart.large, 8 rows of 1024 ids, 4 beams
 
-bart.base's shapes, random weights, float32, CPU. Each peer has a process of its own with the same
-number of threads (`benchmark_peers.py`). Before anything is timed, all of them must have computed
-the same. Warm-up apart, the peers take turns, round after round, so that a change of the machine's
-mood meets all of them. Run it on a machine that does nothing else.
+bart.base's shapes unless said otherwise, random weights, float32 (but peers that are named after
+another dtype), CPU. Each peer has a process of its own with the same number of threads
+(`benchmark_peers.py`). Before anything is timed, all of them must have computed the same; of those
+in another dtype it is said in how many rows they do. Warm-up apart, the peers take turns, round
+after round, so that a change of the machine's mood meets all of them. After a search of bart_hk,
+the bytes that its steps must read are set against the memory's bandwidth, measured in the same
+run. Run it on a machine that does nothing else.
 """
 
 import argparse
@@ -27,6 +35,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmark_floor import bandwidth, read_in_search
+from benchmark_report import report
 
 from bart_hk.checkpoint.fairseq_file import write_fairseq
 from bart_hk.checkpoint.huggingface import write_model
@@ -38,16 +48,34 @@ from bart_hk.hub.features import BUCKETS
 from bart_hk.text import TextEncoder
 
 ROOT = Path(__file__).resolve().parent.parent
-PEERS = ("bart_hk", "torch", "flax", "ctranslate2")
+EXACT = ("bart_hk", "ctranslate2", "flax", "torch", "fairseq")
+PEERS = ("bart_hk", "bart_hk-bfloat16", "ctranslate2", "ctranslate2-int8", *EXACT[2:])
+# Rows, beams and architecture of each search.
+SEARCHES = {
+    "greedy": (8, 1, "bart_base"),
+    "beam": (8, 4, "bart_base"),
+    "beam_of_one": (1, 4, "bart_base"),
+    "greedy_of_many": (32, 1, "bart_base"),
+    "large": (8, 1, "bart_large"),
+}
 JOBS = {
     "encode": ("encode",),
-    "greedy": ("greedy",),
-    "beam": ("beam",),
+    "generate": tuple(SEARCHES),
     "stream": ("extract_features", "predict"),
 }
 # What a peer cannot do; and torch does the stream once, as its two jobs take the same time.
-SKIPS = {("ctranslate2", job) for job in ("encode", *JOBS["stream"])} | {("torch", "predict")}
-ROWS, LENGTH, SENTENCES = 8, 128, 500
+SKIPS = {
+    *(
+        (peer, job)
+        for peer in ("ctranslate2", "ctranslate2-int8", "fairseq")
+        for job in JOBS["encode"]
+    ),
+    *((peer, job) for peer in PEERS[1:] for job in JOBS["stream"] if peer not in ("torch", "flax")),
+    ("torch", "predict"),
+    ("flax", "large"),  # takes half an hour of compiling and converting
+    ("bart_hk-bfloat16", "encode"),
+}
+ROWS, LENGTH, SENTENCES, DECODED = 32, 128, 500, 64
 TOLERANCE = 1e-4  # of features and log-probabilities; ids are equal
 PAUSE = 0.3  # seconds for a peer's spinning threads to fall asleep before the next one's turn
 
@@ -101,15 +129,24 @@ class Process:
         self.log.close()
 
 
-def prepare(folder: Path, python: str, threads: int) -> dict[str, Any]:
+def make(size: str, folder: Path, python: str) -> None:
+    """Random weights in every peer's format."""
+    print(f"Making random models of bart.{size}'s shapes", file=sys.stderr)
+    script = str(ROOT / "tools" / "benchmark_models.py")
+    quiet = {**os.environ, "PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error"}
+    subprocess.run([python, script, size, folder], check=True, env=quiet)
+
+
+def prepare(folder: Path, python: str, large: bool) -> dict[str, Any]:
     """Models and inputs in `folder`, unless an earlier run left them there; gives the inputs."""
     folder.mkdir(parents=True, exist_ok=True)
     text = TextEncoder.gpt2("bart.large")
+    if large and not (folder / "large-made").exists():
+        make("large", folder, python)
+        text.save(folder / "large-generation")
+        (folder / "large-made").touch()
     if not (folder / "made").exists():
-        print("Making random models of bart.base's shapes", file=sys.stderr)
-        script = str(ROOT / "tools" / "benchmark_peers.py")
-        quiet = {**os.environ, "PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error"}
-        subprocess.run([python, script, "make", folder, str(threads)], check=True, env=quiet)
+        make("base", folder, python)
         for model in ("generation", "classification"):
             text.save(folder / model)
         (folder / "made").touch()
@@ -123,12 +160,19 @@ def prepare(folder: Path, python: str, threads: int) -> dict[str, Any]:
     return inputs
 
 
-def check_same(job: str, results: dict[str, np.ndarray]) -> None:
-    """Ends the run where two peers did not compute the same."""
+def check_same(job: str, results: dict[str, np.ndarray]) -> dict[str, float]:
+    """Ends the run where two peers of float32 did not compute the same.
+
+    Returns:
+        The share of rows in which those of another dtype give the same ids.
+    """
     first, *others = results
-    expected = comparable(results[first])
+    expected, shares = comparable(results[first]), {}
     for name in others:
         found = comparable(results[name])
+        if name not in EXACT or first not in EXACT:
+            shares[name] = float(np.mean((found == expected).all(axis=(1, 2))))
+            continue
         if found.shape != expected.shape:
             raise SystemExit(f"{job}: {name} gives {found.shape}, {first} {expected.shape}")
         if np.issubdtype(expected.dtype, np.integer):
@@ -138,6 +182,7 @@ def check_same(job: str, results: dict[str, np.ndarray]) -> None:
         elif not np.allclose(found, expected, rtol=0, atol=TOLERANCE):
             worst = np.abs(found - expected).max()
             raise SystemExit(f"{job}: {name} and {first} differ by up to {worst:.1e}")
+    return shares
 
 
 def comparable(result: np.ndarray) -> np.ndarray:
@@ -153,7 +198,8 @@ def measure(job: str, processes: list[Process], folder: Path, rounds: int) -> di
 
     Returns:
         "seconds": by peer, one for each round; "compiled": by peer, how often each function was
-        compiled for the first call (counted for bart_hk alone). None may be compiled later.
+        compiled for the first call (counted for bart_hk alone), none may be compiled later; "same":
+        by peer of another dtype, the share of rows with the same ids.
     """
     able = [process for process in processes if (process.name, job) not in SKIPS]
     seconds: dict[str, list[float]] = {process.name: [] for process in able}
@@ -168,7 +214,7 @@ def measure(job: str, processes: list[Process], folder: Path, rounds: int) -> di
             if count > before.get(name, 0)
         }
         results[process.name] = np.load(folder / f"{process.name}-{job}.npy")
-    check_same(job, results)
+    shares = check_same(job, results)
     warm = {process.name: process.compiled for process in able}
     for number in range(rounds):
         print(f"{job}: round {number + 1} of {rounds}", file=sys.stderr)
@@ -179,7 +225,7 @@ def measure(job: str, processes: list[Process], folder: Path, rounds: int) -> di
     for process in able:
         if process.compiled != warm[process.name]:
             raise SystemExit(f"{job}: {process.name} compiled again for what it had seen")
-    return {"seconds": seconds, "compiled": compiled}
+    return {"seconds": seconds, "compiled": compiled, "same": shares}
 
 
 def check_compilations(job: str, compiled: dict[str, int], stream: list[list[int]]) -> int:
@@ -251,6 +297,45 @@ def time_loading(folder: Path, python: str, threads: int, rounds: int) -> dict[s
     return found
 
 
+def floor_of(job: str, process: Process, seconds: list[float], rate: float) -> dict[str, float]:
+    """How the steps of a search compare with reading what they must.
+
+    Args:
+        process: bart_hk's.
+        seconds: that the search took.
+        rate: bytes per second of the memory.
+
+    Returns:
+        "encoder": seconds of the encoder, whose products are not bound by the memory; "steps":
+        what the search takes beside it; "bytes", that its steps read; "floor": seconds to read
+        them.
+    """
+    rows, beam, name = SEARCHES[job]
+    read = read_in_search(architecture(name), rows, beam, LENGTH, DECODED)
+    process.run(f"encode_{job}")
+    encoder = statistics.median(process.run(f"encode_{job}") for _ in range(5))
+    steps = statistics.median(seconds) - encoder
+    return {"encoder": encoder, "steps": steps, "bytes": read, "floor": read / rate}
+
+
+def measure_memory(folder: Path, threads: int) -> dict[str, Any]:
+    """Peak memory of a search of bart.large in a new process."""
+    script = str(ROOT / "tools" / "benchmark_memory.py")
+    sizes = {"rows": 8, "source": 1024, "beam": 4, "steps": 63}
+    found: dict[str, Any] = {}
+    for dtype in ("float32", "bfloat16"):
+        print(f"memory: {dtype}", file=sys.stderr)
+        run = subprocess.run(
+            [sys.executable, script, folder / "large-generation", *map(str, sizes.values()), dtype],
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": str(threads)},
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        found[dtype] = {**sizes, **json.loads(run.stdout)}
+    return found
+
+
 def machine(threads: int) -> str:
     """The processor, and how many threads each peer had."""
     model = platform.processor() or platform.machine()
@@ -262,61 +347,13 @@ def machine(threads: int) -> str:
     return f"{model}, {threads} threads, Python {platform.python_version()}"
 
 
-def table(seconds: dict[str, dict[str, list[float]]]) -> list[str]:
-    """Markdown: medians, the range of all rounds, and how many times as long as bart_hk."""
-    lines = [
-        "| job | peer | median | fastest to slowest | times bart_hk |",
-        "|---|---|--:|--:|--:|",
-    ]
-    for job, peers in seconds.items():
-        medians = {name: statistics.median(values) for name, values in peers.items()}
-        for name, values in peers.items():
-            ratio = f"{medians[name] / medians['bart_hk']:.2f}" if "bart_hk" in medians else ""
-            spread = f"{min(values):.3f} to {max(values):.3f} s"
-            lines.append(f"| {job} | {name} | {medians[name]:.3f} s | {spread} | {ratio} |")
-    return lines
-
-
-def report(results: dict[str, Any]) -> str:
-    """What the run found, as Markdown."""
-    versions = sorted(
-        {f"{n} {v}" for peer in results["versions"].values() for n, v in peer.items()}
-    )
-    lines = [f"{results['machine']}; {', '.join(versions)}; {results['rounds']} rounds.", ""]
-    if results["seconds"]:
-        lines += [*table(results["seconds"]), ""]
-    for job, compilations in results["compilations"].items():
-        counts = {name: count for name, count in compilations.items() if name != "buckets"}
-        names = ", ".join(f"{name} {count} times" for name, count in counts.items()) or "nothing"
-        lines += [
-            f"{job} compiled {names}, for {SENTENCES} sentences in {compilations['buckets']} "
-            "buckets of length, and nothing when they came again.",
-            "",
-        ]
-    for file, peers in results.get("load", {}).items():
-        ours, theirs = (statistics.median(peers[n]["seconds"]) for n in ("bart_hk", "torch"))
-        spreads = {
-            n: f"{min(p['seconds']):.2f} to {max(p['seconds']):.2f} s" for n, p in peers.items()
-        }
-        lines += [
-            f"bart.large from {file}: bart_hk {ours:.2f} s ({spreads['bart_hk']}), torch "
-            f"{theirs:.2f} s ({spreads['torch']}), {theirs / ours:.2f} times as long; "
-            f"bart_hk takes at most {max(peers['bart_hk']['peak']):.2f} times the weights' size, "
-            f"torch {max(peers['torch']['peak']):.2f} times beside its model.",
-            "",
-        ]
-    if start := results.get("start"):
-        times = ", ".join(f"{value:.1f} s with an {state}" for state, value in start.items())
-        lines.append(f"From starting Python to the first features and 64 greedy tokens: {times}.")
-    return "\n".join(lines).replace("an filled", "a filled").rstrip()
-
-
 def main(argv: list[str] | None = None) -> int:
     summary = (__doc__ or "").split("\n\n")
     parser = argparse.ArgumentParser(
         description=summary[0], epilog=summary[1], formatter_class=argparse.RawTextHelpFormatter
     )
-    known = [*JOBS, "start", "load"]
+    known = [*JOBS, *SEARCHES, "start", "load", "memory"]
+    everything = [*JOBS, "start", "load", "memory"]
     parser.add_argument("jobs", nargs="*", metavar="JOB", help=f"of {', '.join(known)}; or all")
     parser.add_argument("--only", metavar="PEER,...", help=f"of {', '.join(PEERS)}; or all")
     parser.add_argument("--rounds", type=int, help="default: 5, of the stream 3")
@@ -324,8 +361,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=ROOT / ".cache" / "benchmark")
     parser.add_argument("--json", type=Path, help="default: FOLDER/results.json")
     parser.add_argument("--peers-python", default=str(ROOT / ".venv-peers" / "bin" / "python"))
+    parser.add_argument(
+        "--oracle-python",
+        default=str(ROOT / ".venv-oracle" / "bin" / "python"),
+        help="fairseq's; without it fairseq is left out",
+    )
     args = parser.parse_args(argv)
-    wanted = args.jobs or known
+    wanted = args.jobs or everything
     names = args.only.split(",") if args.only else list(PEERS)
     for kind, given, allowed in (("job", wanted, known), ("peer", names, PEERS)):
         for name in given:
@@ -334,42 +376,67 @@ def main(argv: list[str] | None = None) -> int:
     if not Path(args.peers_python).exists():
         parser.error(f"{args.peers_python} is missing: `make benchmark` makes it")
 
-    inputs = prepare(args.folder, args.peers_python, args.threads)
+    if "fairseq" in names and not Path(args.oracle_python).exists():
+        print(f"fairseq is left out: {args.oracle_python} is missing", file=sys.stderr)
+        names.remove("fairseq")
+    jobs = [job for group, of in JOBS.items() for job in of if {group, job} & set(wanted)]
+    needs_large = bool({"large", "memory"} & {*jobs, *wanted})
+    inputs = prepare(args.folder, args.peers_python, needs_large)
     results: dict[str, Any] = {
         "machine": machine(args.threads),
         "threads": args.threads,
-        "rounds": args.rounds or "5 (of the stream 3)",
+        "rounds": args.rounds or "5 (of stream and large 3)",
         "versions": {},
         "seconds": {},
         "compilations": {},
+        "same": {},
+        "floors": {},
     }
 
     def start(name: str) -> Process:
         print(f"{name} starts", file=sys.stderr)
-        python = sys.executable if name == "bart_hk" else args.peers_python
+        python = sys.executable if name.startswith("bart_hk") else args.peers_python
+        python = args.oracle_python if name == "fairseq" else python
         process = Process(name, python, args.folder, args.threads)
         results["versions"][name] = process.versions
         return process
+
+    def write() -> None:
+        place = args.json or args.folder / "results.json"
+        place.write_text(json.dumps(results, indent=1) + "\n")
 
     if "start" in wanted and "bart_hk" in names:
         results["start"] = time_start(args.folder, args.threads)
     if "load" in wanted:
         rounds = args.rounds or 5
         results["load"] = time_loading(args.folder, args.peers_python, args.threads, rounds)
-    if set(wanted) & set(JOBS):
+    if "memory" in wanted:
+        results["memory"] = measure_memory(args.folder, args.threads)
+    if jobs:
+        if set(jobs) & set(SEARCHES):
+            results["bandwidth"] = bandwidth(args.threads)
         processes = [start(name) for name in names]
-        for group in (name for name in JOBS if name in wanted):
-            for job in JOBS[group]:
-                rounds = args.rounds or (3 if group == "stream" else 5)
-                found = measure(job, processes, args.folder, rounds)
-                results["seconds"][job] = found["seconds"]
-                if group == "stream" and "bart_hk" in names:
-                    compiled = found["compiled"]["bart_hk"]
-                    buckets = check_compilations(job, compiled, inputs["stream"])
-                    results["compilations"][job] = {"buckets": buckets, **compiled}
+        for job in jobs:
+            usual = 3 if job in (*JOBS["stream"], "large") else 5
+            found = measure(job, processes, args.folder, args.rounds or usual)
+            results["seconds"][job] = found["seconds"]
+            results["same"][job] = found["same"]
+            if job in JOBS["stream"] and "bart_hk" in names:
+                compiled = found["compiled"]["bart_hk"]
+                buckets = check_compilations(job, compiled, inputs["stream"])
+                results["compilations"][job] = {
+                    "sentences": SENTENCES,
+                    "buckets": buckets,
+                    **compiled,
+                }
+            if job in SEARCHES and "bart_hk" in names:
+                ours = processes[names.index("bart_hk")]
+                seconds = found["seconds"]["bart_hk"]
+                results["floors"][job] = floor_of(job, ours, seconds, results["bandwidth"])
+            write()  # what is interrupted later is not lost
         for process in processes:
             process.close()
-    (args.json or args.folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    write()
     print(report(results))
     return 0
 

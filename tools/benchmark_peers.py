@@ -4,13 +4,14 @@ They live in different environments, so nothing outside the standard library is 
 peer asks for it.
 
 `python tools/benchmark_peers.py PEER FOLDER THREADS` reads one JSON request a line and answers each
-with one line; with `make` as PEER it makes the models instead. FOLDER holds the models and the
+with one line. FOLDER holds the models and the
 inputs that `benchmark.py` prepared. All peers do the same work: the same weights and ids, a fixed
-number of decoded tokens, float32.
+number of decoded tokens, float32 unless their name says otherwise.
 
 Shapes: B batch, S source length, T decoded tokens, W beams, D width, N sentences of the stream.
 """
 
+import functools
 import importlib.metadata
 import json
 import os
@@ -20,15 +21,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-BOS, PAD, EOS = 0, 1, 2
-VOCABULARY = 50265
+from benchmark_models import BOS, EOS, PAD, ct2_tokens
+
 DECODED = 64  # <s>, 62 chosen tokens, </s>
 BEAM = 4
+ROWS = 8
 STREAM_BATCH = 8  # rows a batch, where a peer leaves that to its caller
 
 
 class Peer:
     """One implementation: `encode() ... predict()` do a job once and return what it computed."""
+
+    # Models are opened when the first job wants them.
 
     packages: tuple[str, ...] = ()
     compiled: dict[str, int] = {}  # functions compiled so far, and how often; of bart_hk alone
@@ -39,9 +43,29 @@ class Peer:
         self.np = np
         self.folder = folder
         inputs = json.loads((folder / "inputs.json").read_text())
-        self.source = np.asarray(inputs["source"], np.int32)  # [B, S]
+        self.sources = np.asarray(inputs["source"], np.int32)  # [32, S]
+        self.source = self.sources[:ROWS]  # [B, S]
         self.stream: list[list[int]] = inputs["stream"]
         self.longest = max(map(len, self.stream))
+
+    def search(self, rows: int, beams: int, model: str = "generation") -> Any:
+        """The ids of all hypotheses, int32 [B, W, T], of the first sources."""
+        raise NotImplementedError
+
+    def greedy(self) -> Any:
+        return self.search(ROWS, 1)
+
+    def beam(self) -> Any:
+        return self.search(ROWS, BEAM)
+
+    def beam_of_one(self) -> Any:
+        return self.search(1, BEAM)
+
+    def greedy_of_many(self) -> Any:
+        return self.search(4 * ROWS, 1)
+
+    def large(self) -> Any:
+        return self.search(ROWS, 1, "large-generation")
 
     def padded(self, rows: list[list[int]], length: int | None = None) -> Any:
         """Rows as int32 [B, S], padded on the right."""
@@ -75,34 +99,33 @@ class Torch(Peer):
         torch.set_num_interop_threads(1)
         torch.set_grad_enabled(False)
         self.torch = torch
-        self.ids = torch.from_numpy(self.source).long()
-        self.classifier = transformers.BartForSequenceClassification.from_pretrained(
-            folder / "classification"
-        ).eval()
-        self.generator = transformers.BartForConditionalGeneration.from_pretrained(
-            folder / "generation"
-        ).eval()
+        self.ids = torch.from_numpy(self.sources).long()
+        self.transformers = transformers
+
+    @functools.cached_property
+    def classifier(self) -> Any:
+        kind = self.transformers.BartForSequenceClassification
+        return kind.from_pretrained(self.folder / "classification").eval()
+
+    @functools.cache  # noqa: B019
+    def generator(self, model: str) -> Any:
+        kind = self.transformers.BartForConditionalGeneration
+        return kind.from_pretrained(self.folder / model).eval()
 
     def encode(self) -> Any:
-        return self.generator.model.encoder(self.ids).last_hidden_state.numpy()
+        return self.generator("generation").model.encoder(self.ids[:ROWS]).last_hidden_state.numpy()
 
-    def _generate(self, beams: int) -> Any:
-        ids = self.generator.generate(
-            self.ids,
-            attention_mask=self.torch.ones_like(self.ids),
+    def search(self, rows: int, beams: int, model: str = "generation") -> Any:
+        ids = self.generator(model).generate(
+            self.ids[:rows],
+            attention_mask=self.torch.ones_like(self.ids[:rows]),
             num_beams=beams,
             num_return_sequences=beams,
             do_sample=False,
             min_new_tokens=DECODED,
             max_new_tokens=DECODED,
         )
-        return ids.numpy()[:, 1:].reshape(len(self.source), beams, DECODED)
-
-    def greedy(self) -> Any:
-        return self._generate(1)
-
-    def beam(self) -> Any:
-        return self._generate(BEAM)
+        return ids.numpy()[:, 1:].reshape(rows, beams, DECODED)
 
     def _over_the_stream(self, run: Callable[[Any, Any], Any]) -> list[Any]:
         results = []
@@ -136,24 +159,31 @@ class Flax(Peer):
         import transformers
 
         self.jax = jax
-        self.generator = transformers.FlaxBartForConditionalGeneration.from_pretrained(
-            folder / "generation", from_pt=True
-        )
-        self.classifier = transformers.FlaxBartForSequenceClassification.from_pretrained(
-            folder / "classification", from_pt=True
-        )
-        self.mask = self.np.ones_like(self.source)
-        self._encode = jax.jit(
-            lambda params, ids, mask: self.generator.encode(ids, mask, params=params)[0]
-        )
-        self._greedy = self._generator(1)
-        self._beam = self._generator(BEAM)
+        self.transformers = transformers
         self._extract = jax.jit(self._features)
         self._predict = jax.jit(self._log_probabilities)
 
-    def encode(self) -> Any:
-        return self.np.asarray(self._encode(self.generator.params, self.source, self.mask))
+    @functools.cached_property
+    def generator(self) -> Any:
+        kind = self.transformers.FlaxBartForConditionalGeneration
+        return kind.from_pretrained(self.folder / "generation", from_pt=True)
 
+    @functools.cached_property
+    def classifier(self) -> Any:
+        kind = self.transformers.FlaxBartForSequenceClassification
+        return kind.from_pretrained(self.folder / "classification", from_pt=True)
+
+    @functools.cached_property
+    def _encode(self) -> Any:
+        return self.jax.jit(
+            lambda params, ids, mask: self.generator.encode(ids, mask, params=params)[0]
+        )
+
+    def encode(self) -> Any:
+        mask = self.np.ones_like(self.source)
+        return self.np.asarray(self._encode(self.generator.params, self.source, mask))
+
+    @functools.cache  # noqa: B019
     def _generator(self, beams: int) -> Any:
         def generate(params: Any, ids: Any, mask: Any) -> Any:
             return self.generator.generate(
@@ -171,15 +201,11 @@ class Flax(Peer):
 
         return self.jax.jit(generate)
 
-    def _ids(self, generate: Any, beams: int) -> Any:
-        ids = self.np.asarray(generate(self.generator.params, self.source, self.mask))
-        return ids[:, 1:].reshape(len(self.source), beams, DECODED)
-
-    def greedy(self) -> Any:
-        return self._ids(self._greedy, 1)
-
-    def beam(self) -> Any:
-        return self._ids(self._beam, BEAM)
+    def search(self, rows: int, beams: int, model: str = "generation") -> Any:
+        source = self.sources[:rows]
+        mask = self.np.ones_like(source)
+        ids = self.np.asarray(self._generator(beams)(self.generator.params, source, mask))
+        return ids[:, 1:].reshape(rows, beams, DECODED)
 
     def _features(self, params: Any, ids: Any) -> Any:
         outputs = self.classifier(
@@ -209,29 +235,34 @@ class Flax(Peer):
 
 
 class CTranslate2(Peer):
-    """CTranslate2's own kernels, float32. It decodes only."""
+    """CTranslate2's own kernels. It decodes only."""
 
     packages = ("ctranslate2",)
+    compute_type = "float32"
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         import ctranslate2
 
-        self.translator = ctranslate2.Translator(
-            str(folder / "ctranslate2"),
-            compute_type="float32",
+        self.ctranslate2 = ctranslate2
+        self.tokens = ct2_tokens()
+        self.index = {token: i for i, token in enumerate(self.tokens)}
+        self.rows = [[self.tokens[i] for i in row] for row in self.sources]
+
+    @functools.cache  # noqa: B019
+    def translator(self, model: str) -> Any:
+        return self.ctranslate2.Translator(
+            str(self.folder / model),
+            compute_type=self.compute_type,
             inter_threads=1,
             intra_threads=int(os.environ["OMP_NUM_THREADS"]),
         )
-        self.tokens = ct2_tokens()
-        self.index = {token: i for i, token in enumerate(self.tokens)}
-        self.rows = [[self.tokens[i] for i in row] for row in self.source]
 
-    def _generate(self, beams: int) -> Any:
+    def search(self, rows: int, beams: int, model: str = "generation") -> Any:
         # It cannot force the final </s>, so it is spared that step.
-        results = self.translator.translate_batch(
-            self.rows,
-            target_prefix=[[self.tokens[BOS]]] * len(self.rows),
+        results = self.translator(f"{model}-ctranslate2").translate_batch(
+            self.rows[:rows],
+            target_prefix=[[self.tokens[BOS]]] * rows,
             beam_size=beams,
             num_hypotheses=beams,
             min_decoding_length=DECODED - 1,
@@ -241,72 +272,91 @@ class CTranslate2(Peer):
         ids = [[[self.index[t] for t in h] + [EOS] for h in r.hypotheses] for r in results]
         return self.np.asarray(ids, self.np.int32)
 
-    def greedy(self) -> Any:
-        return self._generate(1)
 
-    def beam(self) -> Any:
-        return self._generate(BEAM)
+class CTranslate2Int8(CTranslate2):
+    """The same with weights and activations of eight bits."""
 
-
-def ct2_tokens() -> list[str]:
-    """CTranslate2 wants tokens by name: one for every id."""
-    return ["<s>", "<pad>", "</s>", "<unk>", *(str(i) for i in range(4, VOCABULARY))]
+    compute_type = "int8"
 
 
-def make_models(folder: Path) -> None:
-    """Random bart.base weights, with and without a classification head, in Hugging Face's and in
-    CTranslate2's format."""
-    import torch
-    import transformers
-    from ctranslate2.converters.transformers import BartLoader
+class Fairseq(Peer):
+    """The real fairseq, which reads transformers' weights under its own names."""
 
-    torch.manual_seed(0)
-    config = transformers.BartConfig(
-        vocab_size=VOCABULARY,
-        d_model=768,
-        encoder_layers=6,
-        decoder_layers=6,
-        encoder_attention_heads=12,
-        decoder_attention_heads=12,
-        encoder_ffn_dim=3072,
-        decoder_ffn_dim=3072,
-        num_labels=2,
-        forced_bos_token_id=BOS,
-        forced_eos_token_id=EOS,
-    )
-    classifier = transformers.BartForSequenceClassification(config)
-    # Plain random weights repeat one token for ever, whatever the source. With these, every token
-    # depends on its position and on the source, so a wrong cache or mask shows in the ids.
-    with torch.no_grad():
-        for name, weights in classifier.named_parameters():
-            if "embed_positions" in name:
-                weights *= 20
-            elif "encoder_attn" in name and name.endswith("proj.weight"):
-                weights *= 3
-    classifier.save_pretrained(folder / "classification")
-    generator = transformers.BartForConditionalGeneration(config)
-    generator.model = classifier.model
-    generator.tie_weights()
-    generator.save_pretrained(folder / "generation")
+    packages = ("fairseq-fixed", "torch")
 
-    # What CTranslate2's converter does, less the tokenizer that it would read the tokens from.
-    config.normalize_before, config.normalize_embedding = False, True
-    spec = BartLoader().get_model_spec(generator.eval())
-    spec.register_source_vocabulary(ct2_tokens())
-    spec.register_target_vocabulary(ct2_tokens())
-    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    for name, token in {**names, "decoder_start_token": "</s>"}.items():
-        setattr(spec.config, name, token)
-    spec.validate()
-    spec.optimize()
-    (folder / "ctranslate2").mkdir(exist_ok=True)
-    spec.save(str(folder / "ctranslate2"))
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        import torch
+
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        torch.set_num_interop_threads(1)
+        torch.set_grad_enabled(False)
+        self.torch = torch
+
+    @functools.cache  # noqa: B019
+    def model(self, name: str) -> tuple[Any, Any]:
+        """The model and its dictionary."""
+        import argparse
+        import types
+
+        from fairseq.data import Dictionary
+        from fairseq.models.bart import BARTModel
+        from fairseq.models.bart.model import bart_large_architecture
+        from safetensors.torch import load_file
+
+        config = json.loads((self.folder / name / "config.json").read_text())
+        args = argparse.Namespace(task="denoising", max_source_positions=1024)
+        args.max_target_positions = 1024
+        args.encoder_embed_dim = args.decoder_embed_dim = config["d_model"]
+        for side in ("encoder", "decoder"):
+            for theirs, ours in (("layers", "layers"), ("attention_heads", "attention_heads")):
+                setattr(args, f"{side}_{theirs}", config[f"{side}_{ours}"])
+            setattr(args, f"{side}_ffn_embed_dim", config[f"{side}_ffn_dim"])
+        bart_large_architecture(args)
+        dictionary = Dictionary()
+        for i in range(len(dictionary), config["vocab_size"]):
+            dictionary.add_symbol(str(i))
+        task = types.SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary)
+        model = BARTModel.build_model(args, task).eval()
+        tensors = load_file(self.folder / name / "model.safetensors")
+        state = {key.removeprefix("model."): tensor for key, tensor in tensors.items()}
+        shared = state.pop("shared.weight")
+        state.pop("final_logits_bias", None)
+        for place in ("encoder.embed_tokens", "decoder.embed_tokens", "decoder.output_projection"):
+            state[f"{place}.weight"] = shared
+        missing = model.load_state_dict(state, strict=False)
+        unknown = [key for key in missing.unexpected_keys if key != "lm_head.weight"]
+        if unknown or [key for key in missing.missing_keys if not key.endswith("version")]:
+            raise ValueError(f"fairseq's names differ: {missing}")
+        return model, dictionary
+
+    def search(self, rows: int, beams: int, model: str = "generation") -> Any:
+        from fairseq.sequence_generator import SequenceGenerator
+
+        network, dictionary = self.model(model)
+        generator = SequenceGenerator(
+            [network],
+            dictionary,
+            beam_size=beams,
+            max_len_a=0,
+            max_len_b=DECODED - 1,  # does not count the final </s>
+            min_len=DECODED - 1,
+        )
+        source = self.torch.from_numpy(self.sources[:rows]).long()
+        lengths = self.torch.full((rows,), source.shape[1])
+        found = generator.generate(
+            [network],
+            {"net_input": {"src_tokens": source, "src_lengths": lengths}},
+            prefix_tokens=self.torch.full((rows, 1), BOS),
+        )
+        return self.np.asarray([[h["tokens"].tolist() for h in row] for row in found], "int32")
 
 
 class BartHK(Peer):
     """This project, as its users call it: lists of ids in, NumPy arrays out, its own batches."""
 
     packages = ("bart_hk", "dm-haiku", "jax")
+    dtype = "float32"
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -317,36 +367,55 @@ class BartHK(Peer):
 
         import bart_hk
 
-        self.generator = bart_hk.load(folder / "generation")
-        self.classifier = bart_hk.load(folder / "classification")
+        self.bart_hk = bart_hk
         self.rows = [self.np.asarray(row, self.np.int32) for row in self.stream]
-        self.params = self.generator.params
-        self._encode = jax.jit(self.generator.model.encode)
+        self.jax = jax
+
+    @functools.cache  # noqa: B019
+    def generator(self, model: str) -> Any:
+        return self.bart_hk.load(self.folder / model, dtype=self.dtype)
+
+    @functools.cached_property
+    def classifier(self) -> Any:
+        return self.bart_hk.load(self.folder / "classification", dtype=self.dtype)
 
     def _count(self, event: str, duration_secs: float, **details: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             name = str(details.get("fun_name", "?"))
             self.compiled[name] = self.compiled.get(name, 0) + 1
 
-    def encode(self) -> Any:
-        return self.np.asarray(self._encode(self.params, self.source).encoder_out)
+    @functools.cache  # noqa: B019
+    def _encoder(self, model: str) -> Any:
+        return self.jax.jit(self.generator(model).model.encode)
 
-    def _generate(self, beams: int) -> Any:
-        # fairseq's lengths do not count the final </s>.
-        found = self.generator.generate(
-            list(self.source),
+    def encode(self, rows: int = ROWS, model: str = "generation") -> Any:
+        params = self.generator(model).params
+        return self.np.asarray(self._encoder(model)(params, self.sources[:rows]).encoder_out)
+
+    def encode_greedy(self) -> Any:
+        return self.encode()
+
+    def encode_beam(self) -> Any:
+        return self.encode()
+
+    def encode_beam_of_one(self) -> Any:
+        return self.encode(1)
+
+    def encode_greedy_of_many(self) -> Any:
+        return self.encode(4 * ROWS)
+
+    def encode_large(self) -> Any:
+        return self.encode(model="large-generation")
+
+    def search(self, rows: int, beams: int, model: str = "generation") -> Any:
+        found = self.generator(model).generate(
+            list(self.sources[:rows]),
             beam=beams,
-            min_len=DECODED - 1,
+            min_len=DECODED - 1,  # fairseq's lengths do not count the final </s>
             max_len_b=DECODED - 1,
             attention=False,
         )
         return self.np.stack([[hypothesis["tokens"] for hypothesis in row] for row in found])
-
-    def greedy(self) -> Any:
-        return self._generate(1)
-
-    def beam(self) -> Any:
-        return self._generate(BEAM)
 
     def extract_features(self) -> Any:
         features = self.classifier.extract_features(self.rows)
@@ -357,15 +426,24 @@ class BartHK(Peer):
 
     def first(self) -> Any:
         """What a new process is asked first: features of a sentence, and a search."""
-        self.classifier.extract_features(self.rows[0])
+        self.generator("generation").extract_features(self.rows[0])
         return self.greedy()
+
+
+class BartHKBfloat16(BartHK):
+    """The same with weights and caches of bfloat16."""
+
+    dtype = "bfloat16"
 
 
 PEERS: dict[str, type[Peer]] = {
     "bart_hk": BartHK,
-    "torch": Torch,
-    "flax": Flax,
+    "bart_hk-bfloat16": BartHKBfloat16,
     "ctranslate2": CTranslate2,
+    "ctranslate2-int8": CTranslate2Int8,
+    "flax": Flax,
+    "torch": Torch,
+    "fairseq": Fairseq,
 }
 
 
@@ -389,8 +467,6 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):  # XLA takes as many threads as it may use cores
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    if name == "make":
-        return make_models(folder)
     # Answers go to the real standard output; what a library prints goes to the error stream.
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
