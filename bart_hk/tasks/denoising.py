@@ -1,0 +1,379 @@
+"""Denoising, BART's pretraining: the model reads a noised block of text and writes the original.
+
+Source: fairseq `tasks/denoising.py`, `data/denoising_dataset.py`. Data folders are those of
+`bart-hk-preprocess` and of `fairseq-preprocess --only-source`. Shapes: B rows, S source tokens,
+T target tokens.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bart_hk.config import BARTConfig
+from bart_hk.data.batching import LENGTH_BUCKETS, bucket, buckets_up_to, pad_rows
+from bart_hk.data.blocks import TokenBlocks
+from bart_hk.data.corpora import Corpora, shard_of_epoch, smoothed_weights, split_shards
+from bart_hk.data.draws import KeyedDraws
+from bart_hk.data.noising import PRESETS, NoiseConfig, Noiser, full_stops, word_starts
+from bart_hk.data.readers import DataError
+from bart_hk.data.store import TokenStore, store_exists
+from bart_hk.model import BART, Params
+from bart_hk.tasks import Batch, losses
+from bart_hk.tasks.losses import CrossEntropyConfig
+from bart_hk.text import TextEncoder
+
+_log = logging.getLogger(__name__)
+_AT_ONCE = 64  # rows that are noised together; more do not stay in the processor's cache
+_VALID_EPOCH = 0  # of the noise that is validated on: always the same
+
+Tree = dict[str, Params]  # {"model": the body's parameters}
+
+
+@dataclass
+class DenoisingConfig:
+    """Where the text is, how it becomes blocks, and what is done to them."""
+
+    _name: str = "denoising"
+    # A folder with train.bin and train.idx (and valid.*), or with one folder of those for each
+    # corpus. Several, with ":" between: shards, one for each epoch in turn.
+    data: str | None = None
+    tokens_per_sample: int = 512  # of a block, <s> and </s> included
+    sample_break_mode: str = "complete_doc"  # none, complete, complete_doc, eos
+    # Sentences longer than a block: split, keep (fairseq's: a block that is too long), error.
+    oversized: str = "split"
+    noise: str = (
+        "bart"  # a preset of bart_hk/data/noising.py; what is set below replaces its values
+    )
+    mask: float | None = None
+    mask_random: float | None = None
+    mask_length: str | None = None
+    poisson_lambda: float | None = None
+    replace_length: int | None = None
+    permute_sentences: float | None = None
+    permute: float | None = None
+    insert: float | None = None
+    rotate: float | None = None
+    # Characters that end a sentence, in any vocabulary; "." alone is nearest to fairseq's.
+    sentence_ends: str = ".!?\u3002\uff01\uff1f\u0964\u2026"
+    # Of several corpora: how often each is seen in an epoch, or fairseq's smoothing of their sizes.
+    weights: dict[str, float] = dataclasses.field(default_factory=dict)
+    multilang_sampling_alpha: float = 1.0
+    # As fairseq's multilingual_denoising: corpora are languages, a block ends with its folder's
+    # symbol ([en_XX] of en_XX) in place of </s>, and its sentences keep their own </s>.
+    add_lang_token: bool = False
+    seed: int = "${common.seed}"  # type: ignore[assignment]
+
+
+def noise_config(config: DenoisingConfig) -> NoiseConfig:
+    """The preset, with what the configuration says otherwise.
+
+    Raises:
+        DataError: there is no such preset, or a value makes no sense.
+    """
+    if config.noise not in PRESETS:
+        raise DataError(f"task.noise={config.noise} is not one of {', '.join(PRESETS)}")
+    names = [field.name for field in dataclasses.fields(NoiseConfig)]
+    given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    try:
+        return dataclasses.replace(PRESETS[config.noise], **given)
+    except ValueError as error:
+        raise DataError(f"task.{error}") from None
+
+
+class NoisedBlocks:
+    """Blocks and their noise: the rows of an epoch.
+
+    A row's noise depends on the seed, the epoch and its own number alone.
+
+    Attributes:
+        lengths: int64, tokens of each row's target in this epoch.
+    """
+
+    def __init__(
+        self,
+        corpora: Corpora,
+        noiser: Noiser,
+        config: BARTConfig,
+        seed: int,
+        eos: int | dict[str, int],
+    ) -> None:
+        self._noiser, self._model, self._seed, self._eos = noiser, config, seed, eos
+        self._corpora, self._epoch = corpora, _VALID_EPOCH
+        self._rows = np.arange(len(corpora))
+        self.lengths = corpora.sizes + 2
+
+    def begin(self, corpora: Corpora, epoch: int) -> None:
+        """Makes the rows those of an epoch."""
+        self._corpora, self._epoch = corpora, epoch
+        self._rows = corpora.rows(self._seed, epoch)
+        self.lengths = corpora.lengths(self._rows) + 2
+
+    def pairs(self, rows: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Sources and targets, int32, of some rows."""
+        sources: list[np.ndarray] = []
+        targets: list[np.ndarray] = []
+        for start in range(0, len(rows), _AT_ONCE):
+            noised, plain = self._noise(self._rows[rows[start : start + _AT_ONCE]])
+            sources += noised
+            targets += plain
+        return sources, targets
+
+    def _noise(self, chosen: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        tokens, lengths = self._corpora.take(chosen, self._model.bos_token_id, self._eos)
+        draws = KeyedDraws(self._seed, self._epoch, chosen)
+        noised, sizes = self._noiser.flat(tokens, lengths, draws)
+        sources = np.split(noised, np.cumsum(sizes)[:-1])
+        return sources, np.split(tokens, np.cumsum(lengths)[:-1])
+
+    def batch(self, rows: np.ndarray, length: int, count: int) -> Batch:
+        """src_tokens int32 [B, S], prev_output_tokens and target int32 [B, T]: T is `length`, and
+        S the bucket of the longest source, which noise makes shorter most often.
+
+        Raises:
+            DataError: insertions have made a source longer than the model's positions.
+        """
+        sources, targets = self.pairs(rows)
+        most, limit = max(map(len, sources)), self._model.max_source_positions
+        if most > limit:
+            row = int(rows[max(range(len(sources)), key=lambda i: len(sources[i]))])
+            raise DataError(
+                f"{self.where([row])}: noise has made {most} tokens of it, and the model takes "
+                f"{limit}; lower task.tokens_per_sample or task.insert"
+            )
+        pad = self._model.pad_token_id
+        # fairseq's: the last token, </s> or the language, comes first.
+        shifted = [np.concatenate([row[-1:], row[:-1]]) for row in targets]
+        source_length = bucket(most, buckets_up_to(limit, LENGTH_BUCKETS))
+        return {
+            "src_tokens": pad_rows(sources, pad, source_length, count),
+            "prev_output_tokens": pad_rows(shifted, pad, length, count),
+            "target": pad_rows(targets, pad, length, count),
+        }
+
+    def where(self, rows: Sequence[int]) -> str:
+        """Stores and blocks of some rows."""
+        return ", ".join(self._corpora.where(int(self._rows[row])) for row in rows)
+
+
+class Denoising:
+    """The task; see `bart_hk.tasks.Task` for what its methods are for.
+
+    Attributes:
+        tokenizer_folder: the data folder, which has the tokenizer's files.
+
+    Raises (when made):
+        DataError: a store is missing or damaged, or an option is not as it should be.
+    """
+
+    train: NoisedBlocks
+    valid: NoisedBlocks | None
+    metric_names = ("ppl", "accuracy")
+
+    def __init__(self, config: DenoisingConfig, criterion: CrossEntropyConfig) -> None:
+        self.config, self.criterion = config, criterion
+        self._noise = noise_config(config)
+        losses.check(criterion)
+        if not config.data:
+            raise DataError("task.data is not set; give it a folder that bart-hk-preprocess made")
+        if config.tokens_per_sample < 3:
+            raise DataError(
+                f"task.tokens_per_sample={config.tokens_per_sample} has no room for a token "
+                "between <s> and </s>"
+            )
+        self._shards = split_shards(config.data)
+        self._stores = [_stores(Path(shard), "train") for shard in self._shards]
+        for shard, stores in zip(self._shards, self._stores, strict=True):
+            if not stores:
+                raise DataError(
+                    f"task.data={shard} has no train.bin and train.idx, nor has a folder in it; "
+                    "bart-hk-preprocess makes them"
+                )
+        # fairseq validates on the shard of the first epoch, too.
+        self._valid_stores = _stores(Path(self._shards[0]), "valid")
+        self.validates = bool(self._valid_stores)
+        self.tokenizer_folder = self._shards[0]
+        self._opened: dict[str, Corpora] = {}
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The stores' digests."""
+        found = {}
+        for role, shards in (("train", self._stores), ("valid", [self._valid_stores])):
+            digests = [store.digest() for stores in shards for store in stores.values()]
+            if digests:
+                found[role] = " ".join(digests)
+        return found
+
+    def texts(self) -> Iterable[str]:
+        """None: a store has a vocabulary."""
+        return ()
+
+    def encode(self, encoder: TextEncoder, config: BARTConfig) -> None:
+        """Cuts blocks; makes sure that stores, vocabulary and model belong together.
+
+        Raises:
+            DataError: they do not, or a block does not fit the model's positions.
+        """
+        longest = min(config.max_source_positions, config.max_target_positions)
+        if self.config.tokens_per_sample > longest:
+            raise DataError(
+                f"task.tokens_per_sample={self.config.tokens_per_sample} is more than the model's "
+                f"{longest} positions; lower it, or raise model.max_source_positions and "
+                "max_target_positions"
+            )
+        for stores in (*self._stores, self._valid_stores):
+            for store in stores.values():
+                self._check_vocabulary(store.prefix.parent, encoder)
+                store.check_vocabulary(len(encoder.dictionary), "the model's tokenizer")
+        self._model, noiser, seed = config, self._noiser(encoder, config), self.config.seed
+        first = self._corpora(self._shards[0], self._stores[0])
+        self.train = NoisedBlocks(first, noiser, config, seed, self._last_tokens(encoder))
+        self.begin_epoch(1)
+        self.valid = None
+        if self._valid_stores:
+            corpora = self._corpora(f"{self._shards[0]} (valid)", self._valid_stores, plain=True)
+            self.valid = NoisedBlocks(corpora, noiser, config, seed, self._last_tokens(encoder))
+        _log.info("%s: %d blocks to train on", self._shards[0], len(self.train.lengths))
+
+    def _last_tokens(self, encoder: TextEncoder) -> int | dict[str, int]:
+        """What a block ends with, for each corpus if that depends on it."""
+        if not self.config.add_lang_token:
+            return self._model.eos_token_id
+        names = {name for stores in (*self._stores, self._valid_stores) for name in stores}
+        for name in names:
+            if f"[{name}]" not in encoder.dictionary:
+                raise DataError(
+                    f"task.add_lang_token: the tokenizer has no symbol [{name}] for the corpus "
+                    f"{name}; name the folder as the language, or insert the symbol"
+                )
+        return {name: encoder.dictionary.index(f"[{name}]") for name in names}
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Gives `train` the shard, the rows and the noise of an epoch, counted from 1."""
+        shard = shard_of_epoch(self._shards, epoch)
+        stores = self._stores[self._shards.index(shard)]
+        self.train.begin(self._corpora(shard, stores), epoch)
+
+    def _check_vocabulary(self, folder: Path, encoder: TextEncoder) -> None:
+        try:
+            theirs = TextEncoder.load(folder).dictionary
+        except FileNotFoundError:
+            return  # a store alone; its ids are checked
+        except ValueError as error:
+            raise DataError(f"task.data={folder}: {error}") from None
+        # What no text gives may differ: bart.base has more fillers, mBART languages.
+        pairs = enumerate(zip(theirs.symbols, encoder.dictionary.symbols, strict=False))
+        for index, (old, new) in pairs:
+            if old != new and not old.startswith(("madeupword", "<mask>")):
+                raise DataError(
+                    f"task.data={folder} was made with another vocabulary: id {index} is {old!r} "
+                    f"there and {new!r} in the model's tokenizer; make it again with that one"
+                )
+
+    def _noiser(self, encoder: TextEncoder, config: BARTConfig) -> Noiser:
+        noise, dictionary = self._noise, encoder.dictionary
+        stops: tuple[int, ...] = ()
+        if noise.permute_sentences:
+            stops = full_stops(encoder.bpe, dictionary, self.config.sentence_ends)
+        if self.config.add_lang_token:  # between sentences, then, there is always one
+            stops = (*stops, config.eos_token_id)
+        try:
+            return Noiser(
+                noise,
+                vocab_size=config.vocab_size,
+                mask_id=encoder.mask_id,
+                full_stops=stops,
+                word_starts=_padded(word_starts(encoder.bpe, dictionary), config.vocab_size)
+                if noise.mask and noise.mask_length != "subword"
+                else None,
+            )
+        except ValueError as error:
+            raise DataError(f"task.noise={self.config.noise}: {error}") from None
+
+    def _corpora(self, name: str, stores: dict[str, TokenStore], plain: bool = False) -> Corpora:
+        if name in self._opened:
+            return self._opened[name]
+        config = self.config
+        try:
+            blocks = {
+                corpus: TokenBlocks(
+                    store,
+                    config.tokens_per_sample - 2,
+                    config.sample_break_mode,
+                    strip=None if config.add_lang_token else self._model.eos_token_id,
+                    document_sep_len=1 if config.add_lang_token else 0,
+                    oversized=config.oversized,
+                )
+                for corpus, store in stores.items()
+            }
+        except DataError:
+            raise
+        except ValueError as error:
+            raise DataError(f"task: {error}") from None
+        weights = dict(config.weights)
+        if config.multilang_sampling_alpha != 1:
+            if weights:
+                raise DataError("give task.weights or task.multilang_sampling_alpha, not both")
+            sizes = {corpus: len(found) for corpus, found in blocks.items()}
+            weights = smoothed_weights(sizes, config.multilang_sampling_alpha)
+        self._opened[name] = Corpora(blocks, {} if plain else weights)
+        return self._opened[name]
+
+    def init(self, bart: BART, params: Params, key: jax.Array, restored: dict[str, Any]) -> Tree:
+        """The body alone; heads of a restored model are left behind."""
+        return {"model": params}
+
+    def loss(
+        self, bart: BART, params: Tree, key: jax.Array, batch: dict[str, jax.Array]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The summed loss over target tokens. Traced."""
+        return losses.sequence_loss(bart, params["model"], key, batch, self.criterion)
+
+    def predict(
+        self, bart: BART, params: Tree, batch: dict[str, jax.Array]
+    ) -> dict[str, jax.Array]:
+        """Of each row: the negative log-likelihood, and target tokens, all and right. Traced."""
+        encoded = bart.encode(params["model"], batch["src_tokens"])
+        decoded = bart.decode(params["model"], batch["prev_output_tokens"], encoded)
+        logits = bart.project(params["model"], decoded.features)
+        target = batch["target"]
+        real = target != bart.config.pad_token_id
+        logp = jax.nn.log_softmax(logits)
+        nll = -jnp.take_along_axis(logp, target[..., None], axis=-1)[..., 0]
+        return {
+            "nll": jnp.where(real, nll, 0).sum(1),
+            "tokens": real.sum(1),
+            "correct": (real & (logits.argmax(-1) == target)).sum(1),
+        }
+
+    def metrics(self, outputs: dict[str, np.ndarray]) -> dict[str, float]:
+        """`loss` in nats a token, its exponential `ppl`, and `accuracy` in percent."""
+        tokens = float(outputs["tokens"].sum())
+        loss = float(outputs["nll"].astype(np.float64).sum() / tokens)
+        accuracy = 100 * float(outputs["correct"].sum()) / tokens
+        return {"loss": loss, "ppl": float(np.exp(min(loss, 700.0))), "accuracy": accuracy}
+
+    def parts(self, params: Tree) -> tuple[Params, dict[str, Any]]:
+        """The body's parameters; there is no head."""
+        return params["model"], {}
+
+
+def _stores(folder: Path, role: str) -> dict[str, TokenStore]:
+    """The store of a folder, or those of the folders in it, by their names."""
+    if store_exists(folder / role):
+        return {folder.name: TokenStore(folder / role)}
+    if not folder.is_dir():
+        raise DataError(f"task.data={folder} is not a folder")
+    inside = sorted(path for path in folder.iterdir() if store_exists(path / role))
+    return {path.name: TokenStore(path / role) for path in inside}
+
+
+def _padded(table: np.ndarray, size: int) -> np.ndarray:
+    """A table with True for the rows that only fill the embedding."""
+    return np.concatenate([table, np.ones(max(0, size - len(table)), bool)])
