@@ -1,7 +1,8 @@
 """Fixtures for every room of the tests."""
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,15 @@ import pytest
 from safetensors.numpy import load_file
 
 GOLDENS = Path(__file__).parent / "goldens"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs() -> Iterator[None]:
+    """Programs hold memory maps, of which Linux gives a process 65,530: one module of searches
+    takes two thirds of them, and who runs out of them is killed."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="session")
