@@ -60,8 +60,8 @@ def make_models(folder: Path, large: bool) -> None:
     spec.register_source_vocabulary(ct2_tokens())
     spec.register_target_vocabulary(ct2_tokens())
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    for name, token in {**names, "decoder_start_token": "</s>"}.items():
-        setattr(spec.config, name, token)
+    for option, token in {**names, "decoder_start_token": "</s>"}.items():
+        setattr(spec.config, option, token)
     spec.validate()
     spec.optimize()
     (folder / f"{name}-ctranslate2").mkdir(exist_ok=True)
