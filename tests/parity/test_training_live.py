@@ -1,4 +1,4 @@
-"""Updates of models and batches that are drawn anew each time, beside the real fairseq's Trainer."""
+"""Updates of models and batches drawn anew each time, beside the real fairseq's Trainer."""
 
 import json
 import random

@@ -107,7 +107,10 @@ def train(
     for update in batches:
         rates.append(made.get_lr())
         made.train_step(update)
-    copies = {"decoder.embed_tokens.weight", "decoder.output_projection.weight"}
+    shares = case["fields"].get("share_all_embeddings", True)
+    copies = (
+        {"decoder.embed_tokens.weight", "decoder.output_projection.weight"} if shares else set()
+    )
     arrays = {}
     stores = {"weights": model.state_dict()}
     if "ema" in case:
