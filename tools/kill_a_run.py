@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for bart-hk-train")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, help="of the moments; default: drawn, and printed")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     if args.folder.exists():
         parser.error(f"{args.folder} exists")
     seed = random.randrange(10**6) if args.seed is None else args.seed
