@@ -52,6 +52,7 @@ class Step:
         self._ema = ema or EMAConfig()
         self._accumulate = jax.jit(self._accumulated, donate_argnums=0)
         self._apply = jax.jit(self._applied, donate_argnums=(0, 1))
+        self._whole = jax.jit(self._made_of_one, donate_argnums=0)
         self._totals: Any = None
 
     def init(self, params: Tree) -> dict[str, Any]:
@@ -72,6 +73,8 @@ class Step:
             batches: whose gradients are summed and divided once, by the sum of `count`.
         """
         number = jnp.int32(update)
+        if len(batches) == 1:
+            return self._whole(state, number, batches[0])
         for micro, batch in enumerate(batches):
             if self._totals is None:
                 self._totals = self._zeros(state["params"], batch)
@@ -83,16 +86,30 @@ class Step:
 
     # --- Traced -----------------------------------------------------------------------------------
 
+    def _of_batch(self, params: Tree, update: jax.Array, micro: jax.Array, batch: Any) -> Any:
+        """A batch's summed gradients and sums."""
+        key = jax.random.fold_in(jax.random.fold_in(self._key, update), micro)
+        (value, sums), grads = jax.value_and_grad(self._loss, has_aux=True)(params, key, batch)
+        return {"grads": grads, "sums": {"loss": value, **sums}}
+
     def _accumulated(
         self, totals: Any, params: Tree, update: jax.Array, micro: jax.Array, batch: Any
     ) -> Any:
-        """Adds a batch's summed gradients and sums to those of the update so far."""
-        key = jax.random.fold_in(jax.random.fold_in(self._key, update), micro)
-        (value, sums), grads = jax.value_and_grad(self._loss, has_aux=True)(params, key, batch)
-        return jax.tree.map(jnp.add, totals, {"grads": grads, "sums": {"loss": value, **sums}})
+        """Adds a batch's gradients and sums to those of the update so far."""
+        return jax.tree.map(jnp.add, totals, self._of_batch(params, update, micro, batch))
+
+    def _made_of_one(self, state: dict[str, Any], update: jax.Array, batch: Any) -> Any:
+        """A whole update of a single batch: its gradients are never stored beside their totals."""
+        totals = self._of_batch(state["params"], update, jnp.int32(0), batch)
+        return self._changed(state, totals, update)
 
     def _applied(self, state: dict[str, Any], totals: Any, update: jax.Array) -> Any:
         """One update from the totals, which come back as zeros; and what is to be logged."""
+        new, sums = self._changed(state, totals, update)
+        return new, jax.tree.map(jnp.zeros_like, totals), sums
+
+    def _changed(self, state: dict[str, Any], totals: Any, update: jax.Array) -> Any:
+        """The state after an update of these totals, and what is to be logged."""
         params, sums = state["params"], totals["sums"]
         # One division, after all sums; a batch always has a row.
         grads = jax.tree.map(lambda g: g / sums["count"], totals["grads"])
@@ -101,8 +118,7 @@ class Step:
         new = {"params": optax.apply_updates(params, changes), "optimizer": opt_state}
         if self._ema.store_ema:
             new["ema"] = self._averaged(state["ema"], new["params"], update + 1)
-        zeros = jax.tree.map(jnp.zeros_like, totals)
-        return new, zeros, {**sums, "gnorm": norm}
+        return new, {**sums, "gnorm": norm}
 
     def _averaged(self, average: Tree, params: Tree, update: jax.Array) -> Tree:
         """The moving average after update number `update`, counted from 1."""
