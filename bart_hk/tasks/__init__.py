@@ -50,6 +50,9 @@ class Task(Protocol):
     def encode(self, encoder: TextEncoder, config: BARTConfig) -> None:
         """Fills `train` and `valid`."""
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Makes `train` that epoch's, counted from 1; for tasks whose rows change."""
+
     def init(self, bart: BART, params: Tree, key: jax.Array, restored: dict[str, Any]) -> Tree:
         """The tree to train, around the body's `params` and the `restored` model's heads."""
 

@@ -213,6 +213,9 @@ class SentencePrediction:
         targets = self._targets[examples.path]
         return EncodedExamples(examples, rows, targets, config.pad_token_id, eos)
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Every epoch has the same rows."""
+
     def init(
         self, bart: BART, params: Params, key: jax.Array, restored: dict[str, HeadFiles]
     ) -> Tree:

@@ -15,6 +15,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from bart_hk.config import ARCHITECTURES, BARTConfig
+from bart_hk.tasks.denoising import DenoisingConfig
 from bart_hk.tasks.losses import CrossEntropyConfig, LabelSmoothedCrossEntropyConfig
 from bart_hk.tasks.sentence_prediction import (
     SentencePredictionConfig,
@@ -116,7 +117,7 @@ _SEQUENCE_CRITERIA: tuple[Any, ...] = tuple(
 
 # Group -> name -> the node that the name stands for.
 GROUPS: dict[str, dict[str, Any]] = {
-    "task": {"sentence_prediction": SentencePredictionConfig()},
+    "task": {"sentence_prediction": SentencePredictionConfig(), "denoising": DenoisingConfig()},
     "model": {name: _model_node(name, config) for name, config in ARCHITECTURES.items()},
     "criterion": {
         "sentence_prediction": SentencePredictionCriterionConfig(),
@@ -124,6 +125,11 @@ GROUPS: dict[str, dict[str, Any]] = {
     },
     "optimizer": {name: node() for name, node in OPTIMIZERS.items()},
     "lr_scheduler": {name: node() for name, node in LR_SCHEDULERS.items()},
+}
+# Task -> the criteria that it takes, its default first.
+CRITERIA = {
+    "sentence_prediction": ("sentence_prediction",),
+    "denoising": tuple(criterion._name for criterion in _SEQUENCE_CRITERIA),
 }
 DEFAULTS = {
     "task": "sentence_prediction",
@@ -148,9 +154,12 @@ def complete(config: Mapping[str, Any] | DictConfig | TrainConfig) -> TrainConfi
         given = OmegaConf.create(plain)
         base = OmegaConf.structured(TrainConfig)
         for group, options in GROUPS.items():
-            chosen = given.get(group, DEFAULTS[group])
+            default = DEFAULTS[group]
+            if group == "criterion":
+                default = CRITERIA[OmegaConf.select(base, "task._name")][0]
+            chosen = given.get(group, default)
             named = isinstance(chosen, str)
-            name = chosen if named else chosen.get("_name", DEFAULTS[group])
+            name = chosen if named else chosen.get("_name", default)
             if name not in options:
                 raise ConfigError(f"{group}={name} is not one of {', '.join(options)}")
             base[group] = options[name]

@@ -20,7 +20,7 @@ class Loader:
     def __init__(
         self, config: DatasetConfig, task: Task, model: BARTConfig, seed: int, update_freq: int
     ) -> None:
-        self.train, self.valid = task.train, task.valid
+        self.train, self.valid, self._task = task.train, task.valid, task
         self._seed, self._update_freq = seed, update_freq
         self._sizes: dict[str, Any] = {
             "max_tokens": config.max_tokens,
@@ -36,6 +36,7 @@ class Loader:
 
     def updates(self, epoch: int) -> list[list[np.ndarray]]:
         """For each update of an epoch the rows of its `update_freq` batches."""
+        self._task.begin_epoch(epoch)
         shuffle = (self._seed, epoch)
         plan = plan_batches(
             self.train.lengths, **self._sizes, buckets=self.buckets, shuffle=shuffle

@@ -332,7 +332,7 @@ class Run:
 
     def _maximises(self) -> bool:
         asked = self.config.checkpoint.maximize_best_checkpoint_metric
-        return self.metric != "loss" if asked is None else asked
+        return self.metric not in ("loss", "ppl") if asked is None else asked
 
     def _check(self) -> None:
         """What the task decides about the config."""

@@ -14,9 +14,10 @@ from bart_hk.config import DROPOUT_RATES, BARTConfig
 from bart_hk.hub.opening import open_model
 from bart_hk.model import BART
 from bart_hk.tasks import Task, Tree
+from bart_hk.tasks.denoising import Denoising
 from bart_hk.tasks.sentence_prediction import SentencePrediction
 from bart_hk.text import TextEncoder, train_bpe
-from bart_hk.training.config import ConfigError, TrainConfig
+from bart_hk.training.config import CRITERIA, ConfigError, TrainConfig
 
 _log = logging.getLogger(__name__)
 
@@ -38,9 +39,12 @@ def make_task(config: TrainConfig) -> Task:
         ConfigError: the criterion is another task's.
     """
     name, criterion = config.task._name, config.criterion._name
-    if criterion != "sentence_prediction":
-        raise ConfigError(f"task={name} has criterion=sentence_prediction, not {criterion}")
-    return SentencePrediction(config.task, config.criterion)
+    if criterion not in CRITERIA[name]:
+        raise ConfigError(
+            f"task={name} has criterion={' or '.join(CRITERIA[name])}, not {criterion}"
+        )
+    kind: Any = {"sentence_prediction": SentencePrediction, "denoising": Denoising}[name]
+    return kind(config.task, config.criterion)
 
 
 def start(config: TrainConfig, task: Task, key: jax.Array) -> Start:
@@ -59,7 +63,7 @@ def start(config: TrainConfig, task: Task, key: jax.Array) -> Start:
     # A restored model brings its own sizes and ids; these stay what the `model` group says.
     rates = {name: getattr(config.model, name) for name in DROPOUT_RATES}
     if restore:
-        if config.task.tokenizer or config.task.vocab_size:
+        if getattr(config.task, "tokenizer", None) or getattr(config.task, "vocab_size", None):
             raise ConfigError(
                 "task.tokenizer and task.vocab_size are for training from scratch; "
                 f"checkpoint.restore_file={restore} brings its own tokenizer"
@@ -85,6 +89,8 @@ def start(config: TrainConfig, task: Task, key: jax.Array) -> Start:
 
 
 def _new_encoder(config: Any, task: Task) -> TextEncoder:
+    if isinstance(task, Denoising):
+        return TextEncoder.load(task.tokenizer_folder)
     if config.tokenizer and config.vocab_size:
         raise ConfigError("give task.tokenizer or task.vocab_size, not both")
     if config.tokenizer:

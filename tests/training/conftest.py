@@ -87,11 +87,12 @@ def logged(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k not in TIMING} for line in lines]
 
 
-def final_bytes(folder: Path) -> dict[str, bytes]:
-    """Everything that a finished run's parameters are in."""
+def final_bytes(folder: Path, heads: bool = True) -> dict[str, bytes]:
+    """Everything that a finished run's parameters are in; of a task with a head, `heads`."""
     newest = max((folder / "training").glob("update_*"), key=lambda p: int(p.name[7:]))
     paths = [newest / "tensors.safetensors"]
-    paths += [folder / part / name for part in (".", "last") for name in MODEL_FILES]
+    names = [name for name in MODEL_FILES if heads or name != "heads.safetensors"]
+    paths += [folder / part / name for part in (".", "last") for name in names]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
