@@ -56,7 +56,8 @@ def cases() -> dict[str, dict[str, Any]]:
         },
         "sentences": {
             "fields": {**SMALL, **PRE_NORM},
-            "lr": 2e-3,
+            # Low, for rounding is all the gradient that a key's bias has, and Adam magnifies it.
+            "lr": 5e-4,
             "optimizer": {"adam_eps": 1e-6},
             "lr_scheduler": {"warmup_updates": 0, "total_num_update": 20},
             "optimization": {"clip_norm": 5.0},
