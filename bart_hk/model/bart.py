@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from bart_hk import kernels
 from bart_hk.config import BARTConfig
 from bart_hk.model import stacked
-from bart_hk.model.layers import Parameter, compute_in, embedding, product
+from bart_hk.model.layers import Parameter, compute_in, embedding, product, times
 from bart_hk.model.transformer import (
     Cache,
     Decoder,
@@ -95,7 +95,7 @@ class BART:
         def project(features: jax.Array) -> jax.Array:
             weights, offset = weights_and_bias()
             weights = weights.T if tied else weights
-            return jnp.matmul(features, weights, preferred_element_type=jnp.float32) + offset
+            return times(features, weights) + offset
 
         def step(*args: Any) -> tuple[jax.Array, Cache, jax.Array, jax.Array]:
             features, cache, attention = decoder.step(*args)

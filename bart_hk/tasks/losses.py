@@ -1,6 +1,8 @@
 """Losses as sums; whoever sums over batches and hosts divides once, by the count of them all."""
 
+import functools
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -101,15 +103,48 @@ def cross_entropy(
     Returns:
         The summed loss and the summed negative log-likelihood, float32 scalars.
     """
-    logp = jax.nn.log_softmax(logits.astype(jnp.float32))
-    classes = logp.shape[-1]
-    safe = jnp.where(mask, targets, 0)
-    nll = -jnp.take_along_axis(logp, safe[..., None], axis=-1)[..., 0]
+    return _cross_entropy(logits, targets, mask, label_smoothing)
+
+
+# With a gradient of its own, one pass over the logits, which are the largest array there is. The
+# one that jax derives makes an array of zeros for the targets' places, too.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _cross_entropy(
+    logits: jax.Array, targets: jax.Array, mask: jax.Array, smoothing: float
+) -> tuple[jax.Array, jax.Array]:
+    return _forward(logits, targets, mask, smoothing)[0]
+
+
+def _forward(logits: jax.Array, targets: jax.Array, mask: jax.Array, smoothing: float) -> Any:
+    x = logits.astype(jnp.float32)
+    logsumexp = jax.nn.logsumexp(x, axis=-1)
+    nll = logsumexp - jnp.sum(jnp.where(_is_target(x, targets), x, 0), axis=-1)
     loss = nll
-    if label_smoothing:
-        share = label_smoothing / (classes - 1)
-        loss = (1 - label_smoothing - share) * nll - share * logp.sum(-1)
-    return jnp.where(mask, loss, 0).sum(), jnp.where(mask, nll, 0).sum()
+    if smoothing:
+        share = smoothing / (x.shape[-1] - 1)
+        rest = jnp.sum(logsumexp[..., None] - x, axis=-1)  # -log p, summed over the classes
+        loss = (1 - smoothing - share) * nll + share * rest
+    sums = jnp.where(mask, loss, 0).sum(), jnp.where(mask, nll, 0).sum()
+    return sums, (logits, targets, mask, logsumexp)
+
+
+def _backward(smoothing: float, stored: Any, cotangents: tuple[jax.Array, jax.Array]) -> Any:
+    """d loss / d logits = p - (1 - eps - share) [target] - share; share is 0 for the likelihood."""
+    logits, targets, mask, logsumexp = stored
+    of_loss, of_nll = (jnp.where(mask, g, 0)[..., None] for g in cotangents)
+    share = smoothing / (logits.shape[-1] - 1) if smoothing else 0.0
+    x = logits.astype(jnp.float32)
+    hit = (1 - smoothing - share) * of_loss + of_nll
+    gradient = jnp.exp(x - logsumexp[..., None]) * (of_loss + of_nll) - share * of_loss
+    gradient -= jnp.where(_is_target(x, targets), hit, 0)
+    return gradient.astype(logits.dtype), None, None
+
+
+def _is_target(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == targets[..., None]
+
+
+_cross_entropy.defvjp(_forward, _backward)
 
 
 def squared_error(predictions: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:

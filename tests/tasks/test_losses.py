@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -44,3 +45,27 @@ def test_what_the_mask_leaves_out_may_hold_anything():
     assert float(loss) == float(alone)
     errors = squared_error(jnp.array([1.0, 5.0]), jnp.array([3.0, jnp.nan]), mask)
     assert float(errors) == 4.0
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0), (0.3, 2.0)])
+def test_the_gradient_is_the_derived_one(smoothing, weights):
+    """The loss has a gradient of its own; here is the formula that jax derives one for."""
+    rng = np.random.default_rng(1)
+    logits = jnp.array(rng.normal(size=(3, 5, 17)) * 3, jnp.float32)
+    targets, mask = jnp.array(rng.integers(0, 17, (3, 5))), jnp.array(rng.random((3, 5)) > 0.3)
+
+    def plain(logits):
+        logp = jax.nn.log_softmax(logits)
+        nll = -jnp.take_along_axis(logp, targets[..., None], -1)[..., 0]
+        share = smoothing / 16
+        loss = (1 - smoothing - share) * nll - share * logp.sum(-1)
+        return jnp.where(mask, weights[0] * loss + weights[1] * nll, 0).sum()
+
+    def ours(logits):
+        loss, nll = cross_entropy(logits, targets, mask, smoothing)
+        return weights[0] * loss + weights[1] * nll
+
+    (value, gradient), (known, derived) = (jax.value_and_grad(f)(logits) for f in (ours, plain))
+    np.testing.assert_allclose(value, known, rtol=1e-6)
+    np.testing.assert_allclose(gradient, derived, atol=1e-6)
