@@ -73,8 +73,10 @@ def attend_in_steps(
 ) -> tuple[jax.Array, jax.Array]:
     """`attend` over the first axis: float32 [D, B, W], and the weights where they are wanted."""
 
-    def on_a_cpu(*arguments: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return kernels.attend(*arguments, with_weights=with_weights)
+    def on_a_cpu(
+        query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, used: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        return kernels.attend(query, key, value, mask, used, with_weights)
 
     def anywhere(
         query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, used: jax.Array
