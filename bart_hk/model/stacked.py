@@ -7,6 +7,11 @@ layers' parameters, stacked on the fly. The parameter tree stays as it is: durin
 second copy of the layers. Decoding never does this, for there the copying would cost more than the
 step itself.
 
+What it is worth, for the loss and gradient of bart_large (2 x 64 ids, float32, jax 0.10.2, two
+cores): compiled in 8.8 s plain, 6.9 s stacked, 5.7 s stacked and recomputed, 17.6 s recomputed
+alone; but stacking took 2.7 GiB for its copies of parameters and gradients. So neither is on unless
+asked for.
+
 Shapes: see the glossary in `bart_hk.model.layers`.
 """
 
