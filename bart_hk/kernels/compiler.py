@@ -8,6 +8,7 @@ source, the compiler, jaxlib and the processor decide. Where there is no compile
 import ctypes
 import functools
 import hashlib
+import importlib.metadata
 import logging
 import os
 import platform
@@ -17,7 +18,6 @@ import tempfile
 from pathlib import Path
 
 import jax
-import jaxlib
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def _library() -> Path:
         SOURCE.read_text(),
         compiler,
         str(os.stat(compiler).st_mtime_ns),
-        jaxlib.__version__,
+        importlib.metadata.version("jaxlib"),
         _processor(),
         *_FLAGS,
     ]
