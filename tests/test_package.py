@@ -124,7 +124,6 @@ def test_dependencies_are_what_is_imported(setup: configparser.ConfigParser) -> 
     extras = setup["options.extras_require"]
     core = requirements(setup["options"]["install_requires"])
     optional = requirements(extras["train"]) | requirements(extras["torch"])
-    optional |= requirements(extras["metrics"])
     optional -= {"bart_hk"}  # an extra that holds another
     assert third_party == core | optional
     assert not core & optional
