@@ -16,23 +16,34 @@ Shapes: see the glossary in `bart_hk.model.layers`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
+from bart_hk.config import BARTConfig
 from bart_hk.model.transformer import DecoderOutput, EncoderOutput
-
-if TYPE_CHECKING:
-    from bart_hk.model.bart import BART
 
 Tree = Mapping[str, Mapping[str, jax.Array]]
 # A layer of (its parameters, with `layers_0` in every path; its key or None; x; what it reads).
 Layer = Callable[..., jax.Array]
 
 
+class Network(Protocol):
+    """What is asked of a `BART` here."""
+
+    @property
+    def config(self) -> BARTConfig: ...
+
+    @property
+    def checkpoint_activations(self) -> bool: ...
+
+    @property
+    def stack_layers(self) -> bool: ...
+
+
 def encode(
-    bart: "BART", functions: Any, params: Tree, key: jax.Array | None, src_tokens: jax.Array
+    bart: Network, functions: Any, params: Tree, key: jax.Array | None, src_tokens: jax.Array
 ) -> EncoderOutput:
     """As `BART.encode`; `functions` are the network's."""
     training, keys = key is not None, _split(key)
@@ -47,7 +58,7 @@ def encode(
 
 
 def decode(
-    bart: "BART",
+    bart: Network,
     functions: Any,
     params: Tree,
     key: jax.Array | None,
@@ -74,7 +85,7 @@ def decode(
 
 
 def _run(
-    bart: "BART",
+    bart: Network,
     layer: Layer,
     layers: Sequence[Tree],
     key: jax.Array | None,
