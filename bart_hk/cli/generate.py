@@ -218,9 +218,17 @@ def generate(job: _Job) -> None:
     """
     arguments = job.arguments
     job.format()
-    described = {} if job.input is None else {"input": _described(job.input)}
-    if arguments.references is not None:
-        described["references"] = _described(Path(arguments.references))
+    described = {}
+    # A pipe can be read only once, whatever its name.
+    if job.input is not None and (job.input.is_file() or not job.input.exists()):
+        described["input"] = _described(job.input)
+    for name in ("references", "allowed_outputs", "replace_unk"):
+        if given := getattr(arguments, name):
+            path = Path(given)
+            if path.exists() and not path.is_file():
+                flag = f"--{name.replace('_', '-')}"
+                raise ValueError(f"{flag} {path} is no regular file; write it to one first")
+            described[name] = _described(path)
     names = [name for name in arguments.metrics or NAMES if name != "none"]
     if arguments.references is not None or "target" in job.format().columns:
         TextMetrics(names)  # what is missing is missed before the work is done
@@ -229,7 +237,7 @@ def generate(job: _Job) -> None:
         raise FileExistsError(f"{destination} is there already; name another file, or remove it")
     generation = ItemGenerator(arguments, job.options)
     unfinished = None
-    if destination is not None and job.input is not None:
+    if destination is not None and "input" in described:
         run = {
             **described,
             "model": {"digest": generation.bart.digest(), "dtype": arguments.dtype},

@@ -1,7 +1,9 @@
 """What `bart-hk-generate` reads: a text on every line, or columns, or JSON."""
 
 import gzip
+import itertools
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,9 +131,16 @@ def lines_of(file: Iterable[bytes], name: str) -> Iterator[tuple[str, str]]:
     """(text, where it is) of every line; only a line feed ends one.
 
     Raises:
-        ValueError: a line is not UTF-8.
+        ValueError: a line is not UTF-8, or a packed file is damaged.
     """
-    for number, line in enumerate(file, start=1):
+    lines = iter(file)
+    for number in itertools.count(1):
+        try:
+            line = next(lines)
+        except StopIteration:
+            return
+        except (EOFError, zlib.error) as error:
+            raise ValueError(f"{name} is damaged at line {number}: {error}") from None
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
         where = f"{name}, line {number}"

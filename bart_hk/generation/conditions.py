@@ -47,6 +47,10 @@ def checked_prefixes(
             first = config.forced_bos_token_id
         else:
             check_ids("forced_bos_token_id", [first], config.vocab_size)
+            if first in (eos, pad):
+                raise ValueError(
+                    f"forced_bos_token_id={first} is </s> or <pad>, with which no text begins"
+                )
         return [np.array([] if first is None else [first], np.int32)] * rows
     if options.forced_bos_token_id is not None:
         raise ValueError(
@@ -62,8 +66,8 @@ def checked_prefixes(
                 f"prefix_tokens {i} must be a 1-D array of integer ids, "
                 f"not {ids.dtype} of shape {ids.shape}"
             )
-        ids = ids[ids != pad].astype(np.int32)
         check_ids(f"prefix_tokens {i}", ids, config.vocab_size)
+        ids = ids[ids != pad].astype(np.int32)
         if eos in ids:
             raise ValueError(
                 f"prefix_tokens {i} holds </s> ({eos}), which ends a hypothesis; leave it out"

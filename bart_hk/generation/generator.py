@@ -138,7 +138,7 @@ class Generator:
         positions = self.bart.config.max_source_positions
         planned = plan(lengths, positions, max_tokens, batch_size)
         if encoder_out is not None:
-            encoder_out = _checked_encoding(encoder_out, lengths)
+            encoder_out = _checked_encoding(encoder_out, lengths, self.bart)
             planned = _plan_encoded(encoder_out, max_tokens, batch_size)
         with_attention = attention or options.print_alignment is not None
         results: list[list[Hypothesis]] = [[]] * len(lengths)
@@ -181,6 +181,11 @@ class Generator:
             raise ValueError(
                 "a stream follows one hypothesis, by greedy search or sampling: it needs beam=1 "
                 f"and no other method, not beam={options.beam}"
+            )
+        if options.early_stopping is not True:
+            raise ValueError(
+                "a stream cannot look beyond an end for a better one: early_stopping must be "
+                f"True, not {options.early_stopping!r}"
             )
         request = Request.make(
             self.bart.config,
@@ -372,24 +377,40 @@ class Generator:
         return search.run(state, decode, limits, rules)
 
 
-def _checked_encoding(encoder_out: Any, lengths: Sequence[int]) -> Any:
+def _checked_encoding(encoder_out: Any, lengths: Sequence[int], bart: BART | Ensemble) -> Any:
     """`encoder_out` of these rows, without what only training wants of it.
 
     Raises:
-        ValueError: it is of another number of rows, or shorter than they are.
+        ValueError: it is of something else: other rows, another model, no encoding at all.
     """
-    if isinstance(encoder_out, EncoderOutput):
-        kept = EncoderOutput(encoder_out.encoder_out, encoder_out.src_mask)
-        rows, width = kept.src_mask.shape
-        if rows != len(lengths):
-            raise ValueError(f"encoder_out of {rows} rows does not go with {len(lengths)} inputs")
-        if width < max(lengths):
+    if isinstance(bart, Ensemble):
+        if not isinstance(encoder_out, tuple | list) or len(encoder_out) != len(bart.members):
             raise ValueError(
-                f"encoder_out has {width} positions, but an input {max(lengths)} tokens; encode "
-                "the same rows"
+                f"encoder_out of an ensemble of {len(bart.members)} must be a tuple with what each "
+                "member's encode gave"
             )
-        return kept
-    return tuple(_checked_encoding(one, lengths) for one in encoder_out)
+        pairs = zip(encoder_out, bart.members, strict=True)
+        return tuple(_checked_encoding(one, lengths, member) for one, member in pairs)
+    if not isinstance(encoder_out, EncoderOutput):
+        raise ValueError(
+            f"encoder_out must be what model.encode gives, not a {type(encoder_out).__name__}"
+        )
+    kept = EncoderOutput(encoder_out.encoder_out, encoder_out.src_mask)
+    rows, width = kept.src_mask.shape
+    if rows != len(lengths):
+        raise ValueError(f"encoder_out of {rows} rows does not go with {len(lengths)} inputs")
+    if kept.encoder_out.shape != (rows, width, bart.config.encoder_embed_dim):
+        raise ValueError(
+            f"encoder_out has the shape {kept.encoder_out.shape}, not "
+            f"{(rows, width, bart.config.encoder_embed_dim)}; encode with the same model"
+        )
+    for i, (have, want) in enumerate(zip(np.sum(kept.src_mask, axis=1), lengths, strict=True)):
+        if have != want:
+            raise ValueError(
+                f"encoder_out has {have} tokens for input {i}, which has {want}; encode the same "
+                "rows in the same order"
+            )
+    return kept
 
 
 def _plan_encoded(

@@ -108,6 +108,8 @@ class GeneratingBART(TextBART):
         single = _is_single(tokenized_sentences)
         rows = self._rows(tokenized_sentences).rows
         kept = self._fitting(rows, skip_invalid_size_inputs and encoder_out is None)
+        if draw_numbers is not None and len(draw_numbers) != len(rows):
+            raise ValueError(f"{len(draw_numbers)} draw_numbers do not go with {len(rows)} inputs")
         function = prefix_allowed_tokens_fn
         if function is not None and not isinstance(function, Trie) and len(kept) < len(rows):
             # It counts the rows as the caller does.

@@ -61,9 +61,13 @@ class ScoringBART(GeneratingBART):
                 return np.concatenate([self.encode(line) for line in text.splitlines()])
             return self.encode([text])[0]
 
-        sources = self._rows([ids(text) for text in sentences]).rows
+        def rows(given: Any) -> list[np.ndarray]:
+            is_matrix = hasattr(given, "ndim") and given.ndim == 2  # padded
+            return self._rows(given if is_matrix else [ids(text) for text in given]).rows
+
+        sources = rows(sentences)
         self._fitting(sources, skip=False)
-        wanted_ids = sources if targets is None else [ids(text) for text in targets]
+        wanted_ids = sources if targets is None else rows(targets)
         found = self._engine.scorer.score(
             self._generating_params,
             sources,

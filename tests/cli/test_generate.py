@@ -7,9 +7,11 @@ import io
 import json
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -204,6 +206,27 @@ def test_gz_is_read_and_windows_line_ends_too(run, tmp_path, texts):
     content = "".join(f"{text}\r\n" for text in TEXTS).encode()
     (tmp_path / "in.txt.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf" + content))
     assert succeeded(run("in.txt.gz", *SHORT)) == expected
+
+
+def test_a_damaged_gz_takes_one_line(run, tmp_path):
+    whole = gzip.compress(random.Random(1).randbytes(4000).hex().encode() + b"\n")
+    (tmp_path / "in.txt.gz").write_bytes(whole[:2000])
+    code, _, err = run("in.txt.gz", *SHORT)
+    assert code == 2 and "in.txt.gz is damaged at line 1: " in err and err.count("\n") == 1
+
+
+def test_a_named_pipe_is_read_once(run, tmp_path, texts):
+    expected = succeeded(run(texts, *SHORT))
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(
+        target=lambda: (tmp_path / "pipe").write_bytes(Path(texts).read_bytes())
+    )
+    writer.start()
+    assert succeeded(run("pipe", *SHORT)) == expected
+    writer.join()
+    os.mkfifo(tmp_path / "references")
+    code, _, err = run(texts, "--references", "references")
+    assert code == 2 and "--references references is no regular file; write it to one" in err
 
 
 def test_texts_that_are_too_long_are_cut_and_counted(run, tmp_path, caplog):
@@ -454,6 +477,9 @@ def test_going_on_with_something_else_is_refused(run, texts, tmp_path, monkeypat
     code, _, err = run(*command)
     assert code == 2 and "was begun with another input: sha256=" in err
     Path(texts).write_text(content)
+    (tmp_path / "outputs").write_text("yes\n")
+    code, _, err = run(*command, "--allowed-outputs", "outputs")
+    assert code == 2 and "was begun with another allowed_outputs: " in err
     succeeded(run(*command))
     code, _, err = run(*command)
     assert code == 2 and "out is there already; name another file, or remove it" in err

@@ -135,6 +135,8 @@ def test_a_stream_is_of_one_hypothesis(generator, params, sources):
     for options in ({"beam": 2}, {"beam": 1, "penalty_alpha": 0.5, "sampling_topk": 3}):
         with pytest.raises(ValueError, match="a stream follows one hypothesis"):
             generator.stream(params, sources[0], GenerationOptions(**options))
+    with pytest.raises(ValueError, match="early_stopping must be True, not 'never'"):
+        generator.stream(params, sources[0], GenerationOptions(beam=1, early_stopping="never"))
 
 
 def test_what_was_encoded_before_is_not_encoded_again(generator, params, sources):
@@ -148,14 +150,23 @@ def test_what_was_encoded_before_is_not_encoded_again(generator, params, sources
     )
     # It is what was encoded that counts, not the rows.
     turned = generator.bart.encode(params, padded[::-1])
-    rows = [np.pad(row, (0, padded.shape[1] - len(row)), constant_values=5) for row in sources]
+    rows = [np.full(len(row), 5) for row in sources[::-1]]
     found = generator.generate(params, rows, options, encoder_out=turned)
     assert_same(found, expected[::-1])
-    with pytest.raises(ValueError, match="encoder_out of 4 rows does not go with 2 inputs"):
-        generator.generate(params, sources[:2], options, encoder_out=encoded)
     short = generator.bart.encode(params, padded[:, :3])
-    with pytest.raises(ValueError, match="encoder_out has 3 positions, but an input"):
-        generator.generate(params, sources, options, encoder_out=short)
+    for wrong, count, message in (
+        (encoded, 2, "encoder_out of 4 rows does not go with 2 inputs"),
+        (short, 4, "encoder_out has 3 tokens for input 0, which has"),
+        (turned, 4, "tokens for input 1, which has .*; encode the same rows in the same order"),
+        (encoded._replace(encoder_out=encoded.encoder_out[..., :7]), 4, "encode with the same mod"),
+        (encoded.encoder_out, 4, "encoder_out must be what model.encode gives, not a Array"),
+        ((encoded,), 4, "must be what model.encode gives, not a tuple"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            generator.generate(params, sources[:count], options, encoder_out=wrong)
+    ensemble = Generator(Ensemble((generator.bart, generator.bart)))
+    with pytest.raises(ValueError, match="of an ensemble of 2 must be a tuple"):
+        ensemble.generate((params, params), sources, options, encoder_out=encoded)
 
 
 @pytest.mark.parametrize("options", [{"beam": 4}, {"beam": 4, "beam_sampling": True}], ids=str)
@@ -331,6 +342,8 @@ BAD = {
     "a prefix for each input": ({}, {"prefix_tokens": [[0]]}, "1 prefixes do not go with 4 inputs"),
     "eos": ({}, {"prefix_tokens": [[0, 2]] * 4}, "prefix_tokens 0 holds </s> \\(2\\)"),
     "an id": ({}, {"prefix_tokens": [[0, 99]] * 4}, "prefix_tokens 0 holds the id 99, outside"),
+    "a large id": ({}, {"prefix_tokens": [[0, 2**32 + 5]] * 4}, "holds the id 4294967301, outside"),
+    "first eos": ({"forced_bos_token_id": 2}, {}, "forced_bos_token_id=2 is </s> or <pad>"),
     "no ids": ({}, {"prefix_tokens": [[0.5]] * 4}, "prefix_tokens 0 must be a 1-D array of int"),
     "too long": ({"max_len_b": 3}, {"prefix_tokens": [[0] * 4] * 4}, "has 4 tokens, more than the"),
     "two firsts": (

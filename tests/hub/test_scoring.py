@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bart_hk.data.batching import pad_rows
+
 
 def log_probs(bart, source, target):
     """float32 [N, V]: of each token of a target, given what comes before it."""
@@ -47,6 +49,10 @@ def test_given_targets_are_scored(shared):
     assert single["score"] == pytest.approx(found[0]["score"], abs=1e-5)
     ids = shared.score([shared.encode(s) for s in sources], [shared.encode(t) for t in targets])
     assert [h["score"] for h in ids] == [h["score"] for h in found]
+    pad = shared.config.pad_token_id
+    padded = [pad_rows([shared.encode(t) for t in texts], pad) for texts in (sources, targets)]
+    ids = shared.score(*padded)
+    np.testing.assert_allclose([h["score"] for h in ids], [h["score"] for h in found], atol=1e-5)
     several = shared.score("a", ["x", " b"])
     assert several[1]["score"] == pytest.approx(found[1]["score"], abs=1e-5)
 
