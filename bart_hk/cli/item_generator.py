@@ -175,7 +175,10 @@ def _function(name: str) -> Callable[..., Any]:
     module, _, attribute = name.partition(":")
     sys.path.insert(0, os.getcwd())
     try:
-        return getattr(importlib.import_module(module), attribute)
+        function = getattr(importlib.import_module(module), attribute)
+        if not callable(function):
+            raise ValueError(f"a {type(function).__name__} is no function")
+        return function
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"--lm {name}: {error}; it is MODULE:NAME of a function") from None
     finally:

@@ -129,7 +129,12 @@ def allowed_mask(
     mask = np.zeros((*alive.shape, vocabulary), bool)
     for row, beam in zip(*np.nonzero(alive), strict=True):
         so_far = histories[row, beam]
-        ids = np.asarray(function(int(numbers[row]), so_far), np.int64).ravel()
+        given = function(int(numbers[row]), so_far)
+        ids = np.asarray([] if given is None else list(given))
+        if ids.size and (ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer)):
+            raise ValueError(
+                f"prefix_allowed_tokens_fn must give ids for input {numbers[row]}, not {given!r}"
+            )
         if not ids.size:
             raise ValueError(
                 f"prefix_allowed_tokens_fn allows input {numbers[row]} nothing after "

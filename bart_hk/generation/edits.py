@@ -51,7 +51,13 @@ def edit(logits: jax.Array, state: State, limits: Limits, rules: Rules) -> Score
     normaliser = jax.nn.logsumexp(columns, axis=0).reshape(batch, beam)
     if rules.lm is not None:
         tokens = history(state).reshape(batch * beam, -1)
-        added = limits.lm_weight * rules.lm(tokens, step + 1)
+        log_probs = jnp.asarray(rules.lm(tokens, step + 1))
+        if log_probs.shape != (batch * beam, vocabulary):
+            raise ValueError(
+                f"lm gives an array of shape {log_probs.shape} for {batch * beam} rows of tokens; "
+                f"it must be {(batch * beam, vocabulary)}, log probabilities of the vocabulary"
+            )
+        added = limits.lm_weight * log_probs
         logits = logits + added.T.reshape(logits.shape)
     if rules.unk is not None:
         logits = logits - jnp.where(ids == rules.unk, limits.unkpen, 0.0)

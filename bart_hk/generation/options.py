@@ -88,6 +88,12 @@ class GenerationOptions:
         for name in ("temperature", "repetition_penalty"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if kind is float and not abs(value) <= _LARGEST:
+                raise ValueError(f"{name} must be at most {_LARGEST:g} in size, not {value}")
+            if kind is float and 0 < abs(value) < 1 / _LARGEST:
+                raise ValueError(f"{name} must be at least {1 / _LARGEST:g} in size, not {value}")
         for name in ("diverse_beam_groups", "sampling_topk"):
             value = getattr(self, name)
             if value != -1 and value < 1:
@@ -202,8 +208,10 @@ class GenerationOptions:
             # As in fairseq, min_len is checked but has nothing left to say.
             least = longest
         else:
-            longest = (self.max_len_a * sizes + self.max_len_b).astype(np.int64)
-            least = np.full_like(longest, self.min_len)
+            # First cut, then made integers, so that no number is too large.
+            greatest = self.max_len_a * sizes + float(self.max_len_b)
+            longest = np.minimum(greatest, max_target_positions).astype(np.int64)
+            least = np.full_like(longest, min(self.min_len, 2 * max_target_positions))
         longest = np.minimum(longest, max_target_positions - 1)
         least = np.minimum(least, longest) if self.match_source_len else least
         for i in np.flatnonzero(longest < self.min_len):
@@ -214,6 +222,7 @@ class GenerationOptions:
         return least.astype(np.int32), longest.astype(np.int32)
 
 
+_LARGEST = 1e6  # beyond, float32 would soon hold nothing but zeros and infinities
 _LEAST = {"beam": 1, "nbest": 0, "min_len": 0, "no_repeat_ngram_size": 0, "seed": 0}
 _LEAST |= {"diverse_beam_strength": 0}
 

@@ -83,6 +83,12 @@ class Request:
                     f"the trie's shortest sequence has {allowed.shortest} ids, but input {i} may "
                     f"have only {max_len[i]} tokens before </s>; raise max_len_b"
                 )
+            _check_beginnings(allowed, prefixes, config.decoder_start_token_id)
+            if options.min_len > allowed.longest:
+                raise ValueError(
+                    f"min_len={options.min_len} is more than the {allowed.longest} ids of the "
+                    "trie's longest sequence; lower it"
+                )
             trie, allowed = allowed.tables(config.vocab_size, config.eos_token_id), None
         return cls(
             options,
@@ -132,6 +138,25 @@ class Request:
             constraints=constraints,
             trie=self.trie,
         )
+
+
+def _check_beginnings(trie: Trie, prefixes: Sequence[np.ndarray], start: int) -> None:
+    """
+    Raises:
+        ValueError: a row is forced to begin as no sequence of the trie does.
+    """
+    known: set[tuple[int, ...]] = set()
+    for i, prefix in enumerate(prefixes):
+        begins = tuple(prefix.tolist())
+        if begins in known:
+            continue
+        known.add(begins)
+        for n, token in enumerate(begins):
+            if token not in trie(i, [start, *begins[:n]]):
+                raise ValueError(
+                    f"the trie has no sequence that begins with {list(begins[: n + 1])}, as input "
+                    f"{i} must; its sequences begin with the forced first token, if there is one"
+                )
 
 
 def _check(

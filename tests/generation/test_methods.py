@@ -376,6 +376,21 @@ BAD = {
         {"prefix_allowed_tokens_fn": lambda row, ids: []},
         "prefix_allowed_tokens_fn allows input 0 nothing after \\[2, 0\\]; it must allow",
     ),
+    "no ids at all": (
+        {},
+        {"prefix_allowed_tokens_fn": lambda row, ids: [5.5, 2]},
+        "prefix_allowed_tokens_fn must give ids for input 0, not \\[5.5, 2\\]",
+    ),
+    "None": (
+        {},
+        {"prefix_allowed_tokens_fn": lambda row, ids: None},
+        "allows input 0 nothing after",
+    ),
+    "lm": (
+        {},
+        {"lm": lambda tokens, length: jnp.zeros(48)},
+        "lm gives an array of shape \\(48,\\) for 20 rows of tokens; it must be \\(20, 48\\)",
+    ),
     "outside": (
         {},
         {"prefix_allowed_tokens_fn": lambda row, ids: [99]},

@@ -90,6 +90,8 @@ def test_an_unknown_option_is_refused(kwargs, message):
         ({"early_stopping": "never!"}, "early_stopping must be of type bool or 'never', not"),
         ({"constraints": "any"}, "constraints must be 'ordered' or 'unordered' or None, not 'any'"),
         ({"suppress_tokens": (1.5,)}, "suppress_tokens must be a list of ids, not"),
+        ({"temperature": 1e-45}, "temperature must be at least 1e-06 in size, not 1e-45"),
+        ({"unkpen": -1e39}, "unkpen must be at most 1e\\+06 in size, not -1e\\+39"),
         ({"penalty_alpha": 1.5}, "penalty_alpha must be from 0 to 1, not 1.5"),
     ],
 )
@@ -147,6 +149,13 @@ def test_limits_follow_from_each_rows_own_length():
 def test_limits_of_match_source_len():
     least, greatest = GenerationOptions(match_source_len=True).length_limits([4, 9, 50], 30)
     assert least.tolist() == greatest.tolist() == [3, 8, 29]  # and </s>
+
+
+def test_no_length_is_too_large():
+    _, greatest = GenerationOptions(max_len_b=10**30).length_limits([4], 30)
+    assert greatest.tolist() == [29]
+    with pytest.raises(ValueError, match="min_len=1000000000000000000000 is larger than .* of 29"):
+        GenerationOptions(min_len=10**21, max_len_b=10**30).length_limits([4], 30)
 
 
 def test_min_len_above_the_greatest_length_names_the_input():
