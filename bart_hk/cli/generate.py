@@ -228,7 +228,8 @@ def generate(job: _Job) -> None:
             if path.exists() and not path.is_file():
                 flag = f"--{name.replace('_', '-')}"
                 raise ValueError(f"{flag} {path} is no regular file; write it to one first")
-            described[name] = _described(path)
+            if name == "references" or path.is_file():  # the others are missed where they are read
+                described[name] = _described(path)
     names = [name for name in arguments.metrics or NAMES if name != "none"]
     if arguments.references is not None or "target" in job.format().columns:
         TextMetrics(names)  # what is missing is missed before the work is done

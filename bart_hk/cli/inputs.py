@@ -64,6 +64,11 @@ class Format:
             raise ValueError("--columns must name the source")
         if "constraints" in columns[:-1]:
             raise ValueError("--columns: constraints come last, and take all columns that follow")
+        if has_constraints and "constraints" not in columns:
+            raise ValueError(
+                "--constraints says in which order phrases come, but --columns names none; "
+                'end it with "constraints"'
+            )
         return cls(tuple(columns))
 
     def parse(self, number: int, line: str, where: str) -> Item:

@@ -594,6 +594,7 @@ def test_output_of_standard_input_appears_whole(run, tmp_path):
         (["bad.jsonl"], "bad.jsonl, line 1: not JSON"),
         (["no.jsonl"], 'no.jsonl, line 1: not a JSON object with a text as "source"'),
         (["list.jsonl"], 'list.jsonl, line 1: "constraints" is not a list of texts'),
+        (["c.txt", "--constraints", "--columns", "source,target"], "--columns names none; end it"),
         (["in.txt", "--allowed-outputs", "empty"], "--allowed-outputs empty holds nothing"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

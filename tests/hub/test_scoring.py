@@ -120,6 +120,13 @@ def test_the_exact_mode_gives_the_distribution_of_the_masked_token(shared):
     assert 0.99 < sum(p for _, p in everything) <= 1.0 + 1e-4
 
 
+@pytest.mark.parametrize("topk", [0, -1, 2.5])
+def test_topk_is_a_number_of_completions(shared, topk):
+    for mode in ({}, {"exact": True}, {"candidates": ["a", "b"]}):
+        with pytest.raises(ValueError, match=f"topk must be .* at least 1, not {topk}"):
+            shared.fill_mask("a <mask>", topk=topk, **mode)
+
+
 def test_candidates_are_compared_as_whole_texts(shared):
     text, candidates = "The cat <mask> on the mat.", ["sat", "was very bad", "slept"]
     found = shared.fill_mask(text, candidates=candidates)

@@ -67,7 +67,11 @@ def test_a_folder_wins_over_a_name(tmp_path, monkeypatch):
         assert zoo.locate(name) == Path(name)
 
 
-@pytest.mark.parametrize("content", [ARCHIVE, zip_bytes(MODEL), tar_bytes(MODEL, "w:bz2")])
+@pytest.mark.parametrize(
+    "content",
+    [ARCHIVE, zip_bytes(MODEL), tar_bytes(MODEL, "w:bz2")],
+    ids=["tar.gz", "zip", "tar.bz2"],
+)
 def test_an_archive_is_unpacked_into_the_cache_once(tmp_path, content):
     path = tmp_path / "bart.tiny.archive"
     path.write_bytes(content)
@@ -107,7 +111,12 @@ def test_archives_of_the_same_name_do_not_meet(tmp_path):
         assert contents(found) == files
 
 
-@pytest.mark.parametrize("content", [ARCHIVE[:-9], ARCHIVE[:50], b"<html>", b"PK\x03\x04", b""])
+@pytest.mark.parametrize(
+    "content",
+    [ARCHIVE[:-9], ARCHIVE[:50], b"<html>", b"PK\x03\x04", b""],
+    # Not the content, which holds the time and is another in another process.
+    ids=["without its end", "its beginning", "html", "zip's first bytes", "empty"],
+)
 def test_an_unreadable_archive_leaves_nothing(tmp_path, content):
     (tmp_path / "m.tar.gz").write_bytes(content)
     (tmp_path / "cache").mkdir()
