@@ -10,8 +10,6 @@ from scipy.special import erf
 
 from bart_hk import kernels
 
-pytestmark = pytest.mark.skipif(not kernels.available(), reason="no C++ compiler")
-
 COLUMNS = [
     (1,),
     (2,),
