@@ -10,6 +10,12 @@ from scipy.special import erf
 
 from bart_hk import kernels
 
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled():
+    assert kernels.available(), "these tests need a C++ compiler, such as g++"
+
+
 COLUMNS = [
     (1,),
     (2,),
