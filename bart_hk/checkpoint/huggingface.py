@@ -25,7 +25,7 @@ from bart_hk.checkpoint.huggingface_config import (
 )
 from bart_hk.checkpoint.model_files import HeadFiles, ModelFiles
 from bart_hk.checkpoint.tree import Params
-from bart_hk.checkpoint.weights import WEIGHTS, Weights, float_dtype
+from bart_hk.checkpoint.weights import WEIGHTS, Weights, float_dtype, write_weights
 from bart_hk.config import BARTConfig
 from bart_hk.errors import CheckpointError, shown
 
@@ -253,6 +253,7 @@ def write_model(
     *,
     head: str | None = None,
     also: Callable[[Path], None] | None = None,
+    max_shard_size: int | None = None,
 ) -> None:
     """Write a model directory that transformers and `read_model` open.
 
@@ -267,9 +268,13 @@ def write_model(
         head: the name of a head; then a (M)BartForSequenceClassification with that head is written
             instead of a (M)BartForConditionalGeneration.
         also: writes more files (a tokenizer's) into the folder it gets; they are part of the save.
+        max_shard_size: bytes of tensors in a file, unless a single one has more; more than that
+            become shards with an index, as transformers writes them. Not into a directory that has
+            a `model.safetensors`, which readers would prefer.
 
     Raises:
-        ValueError: parameters and config do not fit; `head` is unknown or not transformers' kind.
+        ValueError: parameters and config do not fit; `head` is unknown or not transformers' kind;
+            shards would lie beside a `model.safetensors`.
         OSError: the folder cannot be written or the disk is full; the previous model is unchanged.
     """
     directory, heads = Path(directory), dict(heads or {})
@@ -296,6 +301,8 @@ def write_model(
         "head": head,
         "heads_file": bool(beside),
     }
+    if max_shard_size is not None and (directory / WEIGHTS).exists():
+        raise ValueError(f"{directory} holds a {WEIGHTS}; write shards into another folder")
     more = dict(extras or {})
     generation = {**more.pop(_OTHER_GENERATION, {}), **generation_to_json(config)}
     plbart = more.pop(_MODEL_TYPE, None) == "plbart"
@@ -304,7 +311,7 @@ def write_model(
         files.write_json(staging / CONFIG, content)
         files.write_json(staging / GENERATION_CONFIG, generation)
         files.write_json(staging / EXTRAS, {**own, **more})
-        files.write_tensors(staging / WEIGHTS, main)
+        write_weights(staging, main, max_shard_size)
         if beside:
             files.write_tensors(staging / HEADS, beside)
         if also:

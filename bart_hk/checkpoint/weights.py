@@ -1,5 +1,6 @@
 """The tensors of a Hugging Face directory: one file of weights, or its shards."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -130,3 +131,33 @@ class Weights:
         converted = array.astype(self._dtype)
         give_back(array)
         return converted
+
+
+def write_weights(
+    directory: Path, tensors: Mapping[str, files.MakeTensor], max_shard_size: int | None = None
+) -> None:
+    """Writes `model.safetensors`; or, where that were larger, shards and their index.
+
+    Args:
+        max_shard_size: bytes of tensors in a file, unless a single one has more.
+    """
+    shards: list[dict[str, files.MakeTensor]] = []
+    total = filled = 0
+    for name, make in tensors.items():
+        size = make().nbytes
+        if not shards or (max_shard_size is not None and filled + size > max_shard_size):
+            shards.append({})
+            filled = 0
+        shards[-1][name] = make
+        filled, total = filled + size, total + size
+    if len(shards) == 1:
+        files.write_tensors(directory / WEIGHTS, shards[0])
+        return
+    stem, ending = WEIGHTS.split(".")
+    places = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"{stem}-{number:05d}-of-{len(shards):05d}.{ending}"
+        files.write_tensors(directory / name, shard)
+        places |= dict.fromkeys(shard, name)
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    files.write_json(directory / f"{WEIGHTS}.index.json", index)

@@ -36,6 +36,7 @@ def convert(
     *,
     dtype: str | None = None,
     head: str | None = None,
+    max_shard_size: int | None = None,
     checkpoint_file: str = CHECKPOINT,
     data: str = ".",
     **where: Any,
@@ -49,6 +50,7 @@ def convert(
         dtype: of the written tensors, such as "float16"; as stored by default.
         head: for transformers, which has one unnamed head: the one that it gets. A head that came
             from there goes back without being named.
+        max_shard_size: bytes of a file of tensors, where one of that name is not enough.
         checkpoint_file, data, where: as for `open_model`.
 
     Raises:
@@ -59,6 +61,8 @@ def convert(
     _check_free(destination)
     if head is not None and to == "fairseq":
         raise ValueError(f"--head {head} is for --to hf: fairseq's checkpoints hold every head")
+    if max_shard_size is not None and to == "fairseq":
+        raise ValueError("--max-shard-size is for --to hf and native: fairseq has one file")
     members, text = open_model(source, checkpoint_file, data, **where)
     if len(members) > 1:
         raise ValueError(f"{source} is an ensemble of {len(members)}: convert them one by one")
@@ -70,7 +74,7 @@ def convert(
         head = head or UNNAMED_HEAD
     if dtype is not None:
         _cast(model, float_dtype(dtype))
-    _WRITERS[to](destination, model, text, head)
+    _WRITERS[to](destination, model, text, head, max_shard_size)
 
 
 def _check_free(destination: Path) -> None:
@@ -86,7 +90,7 @@ def _cast(model: ModelFiles, dtype: np.dtype) -> None:
 
 
 def _write_huggingface(
-    folder: Path, model: ModelFiles, text: TextEncoder, head: str | None
+    folder: Path, model: ModelFiles, text: TextEncoder, head: str | None, shard: int | None
 ) -> None:
     longest = min(model.config.max_source_positions, model.config.max_target_positions)
     write_model(
@@ -97,14 +101,27 @@ def _write_huggingface(
         model.extras,
         head=head,
         also=lambda staging: text.save(staging, longest),
+        max_shard_size=shard,
     )
 
 
-def _write_fairseq(folder: Path, model: ModelFiles, text: TextEncoder, head: str | None) -> None:
+def _write_fairseq(
+    folder: Path, model: ModelFiles, text: TextEncoder, head: str | None, shard: int | None
+) -> None:
     write_fairseq(folder, model.config, model.params, model.heads, text, extras=model.extras)
 
 
-_WRITERS: dict[str, Callable[[Path, ModelFiles, TextEncoder, str | None], None]] = {
+def _size(text: str) -> int:
+    """Bytes: "15MB" or "5GB", as transformers writes them, or a plain number."""
+    number = text.upper().removesuffix("B")
+    factor = {"K": 10**3, "M": 10**6, "G": 10**9}.get(number[-1:], 1)
+    digits = number if factor == 1 else number[:-1]
+    if not digits.isdecimal() or int(digits) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 15MB or 5GB")
+    return int(digits) * factor
+
+
+_WRITERS: dict[str, Callable[[Path, ModelFiles, TextEncoder, str | None, int | None], None]] = {
     "hf": _write_huggingface,
     "native": _write_huggingface,
     "fairseq": _write_fairseq,
@@ -126,6 +143,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--to", choices=_FORMATS, required=True)
     parser.add_argument("--dtype", choices=_DTYPES, help="of the tensors; as stored by default")
     parser.add_argument("--head", help="the head that transformers gets")
+    parser.add_argument(
+        "--max-shard-size", type=_size, metavar="SIZE", help="of a file of tensors, such as 15MB"
+    )
     parser.add_argument("--checkpoint-file", default=CHECKPOINT, help="of a fairseq folder")
     parser.add_argument("--data", default=".", metavar="DIR", help="where the dictionary is")
     parser.add_argument("--revision", help="of a repository of Hugging Face's hub")

@@ -172,3 +172,34 @@ def test_a_config_that_lies(directory, change, message):
     with pytest.raises(CheckpointError, match=message) as caught:
         read_model(path)
     assert "\n" not in str(caught.value)
+
+
+def test_shards_are_written_as_transformers_does(tmp_path, small, random_params, assert_equal):
+    config, limit = small(), 10_000
+    params = random_params(config)
+    write_model(tmp_path / "one", config, params)
+    write_model(tmp_path / "many", config, params, max_shard_size=limit)
+    whole = load_file(tmp_path / "one" / "model.safetensors")
+    index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
+    found = {}
+    for shard in sorted(set(index["weight_map"].values())):
+        part = load_file(tmp_path / "many" / shard)
+        assert sum(a.nbytes for a in part.values()) <= limit or len(part) == 1
+        assert all(index["weight_map"][name] == shard for name in part)
+        found |= part
+    assert found.keys() == whole.keys() == index["weight_map"].keys()
+    for name, array in whole.items():
+        np.testing.assert_array_equal(found[name], array)
+    assert index["metadata"]["total_size"] == sum(a.nbytes for a in whole.values())
+    number = len(set(index["weight_map"].values()))
+    assert number > 2
+    assert f"model-00001-of-{number:05d}.safetensors" in index["weight_map"].values()
+    assert_equal(read_model(tmp_path / "many").params, params)
+
+
+def test_what_fits_into_one_file_is_one(tmp_path, small, random_params):
+    write_model(tmp_path / "model", small(), random_params(small()), max_shard_size=10**9)
+    assert not list((tmp_path / "model").glob("*.index.json"))
+    assert (tmp_path / "model" / "model.safetensors").exists()
+    with pytest.raises(ValueError, match=r"holds a model\.safetensors; write shards into another"):
+        write_model(tmp_path / "model", small(), random_params(small()), max_shard_size=10**9)

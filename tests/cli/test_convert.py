@@ -183,3 +183,24 @@ def test_a_disk_that_fills_up_leaves_nothing_under_the_name(native, tmp_path, to
     (line,) = run.stderr.splitlines()
     assert "cannot save" in line and "File too large" in line
     assert not list(tmp_path.iterdir())
+
+
+def test_shards(native, tmp_path):
+    folder = tmp_path / "shards"
+    assert main([str(native), str(folder), "--to", "native", "--max-shard-size", "1MB"]) == 0
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    assert not (folder / "model.safetensors").exists()
+    assert_everything(folder)
+
+
+@pytest.mark.parametrize("size", ["15XB", "MB", "0MB", "-5", "1.5GB"])
+def test_sizes_that_are_none(native, tmp_path, capsys, size):
+    with pytest.raises(SystemExit):
+        main([str(native), str(tmp_path / "out"), "--to", "hf", f"--max-shard-size={size}"])
+    assert f"{size!r} is no size such as 15MB or 5GB" in capsys.readouterr().err
+
+
+def test_fairseq_has_no_shards(native, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    assert main([str(native), out, "--to", "fairseq", "--max-shard-size", "1MB"]) == 2
+    assert "--max-shard-size is for --to hf and native" in capsys.readouterr().err
