@@ -24,6 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from bart_hk.data.workers import WorkerError
 from bart_hk.training.config import GROUPS, TrainConfig, complete, explain, unknown_key
 from bart_hk.training.loop import train
 
@@ -82,7 +83,7 @@ def _report(error: Exception) -> bool:
         _fail(f"checkpoint.save_dir: {error.filename} cannot be made: {error.strerror}", 1)
     if isinstance(error, ValueError | FileNotFoundError):
         _fail(str(error), 2)
-    if isinstance(error, OSError | FloatingPointError):
+    if isinstance(error, OSError | FloatingPointError | WorkerError):
         _fail(str(error), 1)
     return False
 

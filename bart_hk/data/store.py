@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -84,7 +84,8 @@ class TokenStore:
         else:
             raise DataError(f"{self._idx} is no index of a token store, or a damaged one")
         needed = int(self.sizes.sum()) * self.dtype.itemsize
-        found = self._bin.stat().st_size
+        status = self._bin.stat()
+        found, self._written = status.st_size, status.st_mtime_ns
         if found != needed:
             what = "ends early" if found < needed else "is too long"
             raise DataError(
@@ -147,6 +148,10 @@ class TokenStore:
             wrong = int(np.flatnonzero(sizes < 0)[0])
             raise DataError(f"{self._idx}: item {wrong} has {sizes[wrong]} tokens; it is damaged")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For another process, which maps the same files."""
+        return _reopened, (self.prefix, len(self), self._written)
+
     def __len__(self) -> int:
         return len(self.sizes)
 
@@ -192,6 +197,14 @@ class TokenStore:
         for chunk in self._chunks():
             found.update(chunk.data)
         return found.hexdigest()
+
+
+def _reopened(prefix: Path, items: int, written: int) -> TokenStore:
+    """The store that another process has open; DataError where it is no longer that one."""
+    store = TokenStore(prefix)
+    if (len(store), store._written) != (items, written):
+        raise DataError(f"{store._bin} was changed while it was in use; start the command again")
+    return store
 
 
 class StoreWriter:

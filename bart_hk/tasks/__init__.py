@@ -18,7 +18,7 @@ Tree = Any  # of arrays; what the optimiser sees
 
 
 class Split(Protocol):
-    """One file's examples, encoded."""
+    """One file's examples, encoded. It can be pickled, for processes that make batches."""
 
     lengths: np.ndarray  # int64, tokens of each row
 

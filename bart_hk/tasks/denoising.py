@@ -7,7 +7,7 @@ T target tokens.
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from bart_hk.config import BARTConfig
-from bart_hk.data.batching import LENGTH_BUCKETS, bucket, buckets_up_to, pad_rows
 from bart_hk.data.blocks import TokenBlocks
 from bart_hk.data.corpora import Corpora, shard_of_epoch, smoothed_weights, split_shards
-from bart_hk.data.draws import KeyedDraws
+from bart_hk.data.noised import NoisedBlocks
 from bart_hk.data.noising import PRESETS, NoiseConfig, Noiser, full_stops, word_starts
 from bart_hk.data.readers import DataError
 from bart_hk.data.store import TokenStore, store_exists
 from bart_hk.model import BART, Params
-from bart_hk.tasks import Batch, losses
+from bart_hk.tasks import losses
 from bart_hk.tasks.losses import CrossEntropyConfig
 from bart_hk.text import TextEncoder
 
 _log = logging.getLogger(__name__)
-_AT_ONCE = 64  # rows that are noised together; more do not stay in the processor's cache
-_VALID_EPOCH = 0  # of the noise that is validated on: always the same
 
 Tree = dict[str, Params]  # {"model": the body's parameters}
 
@@ -85,81 +82,6 @@ def noise_config(config: DenoisingConfig) -> NoiseConfig:
         return dataclasses.replace(PRESETS[config.noise], **given)
     except ValueError as error:
         raise DataError(f"task.{error}") from None
-
-
-class NoisedBlocks:
-    """Blocks and their noise: the rows of an epoch.
-
-    A row's noise depends on the seed, the epoch and its own number alone.
-
-    Attributes:
-        lengths: int64, tokens of each row's target in this epoch.
-    """
-
-    def __init__(
-        self,
-        corpora: Corpora,
-        noiser: Noiser,
-        config: BARTConfig,
-        seed: int,
-        eos: int | dict[str, int],
-    ) -> None:
-        self._noiser, self._model, self._seed, self._eos = noiser, config, seed, eos
-        self._corpora, self._epoch = corpora, _VALID_EPOCH
-        self._rows = np.arange(len(corpora))
-        self.lengths = corpora.sizes + 2
-
-    def begin(self, corpora: Corpora, epoch: int) -> None:
-        """Makes the rows those of an epoch."""
-        self._corpora, self._epoch = corpora, epoch
-        self._rows = corpora.rows(self._seed, epoch)
-        self.lengths = corpora.lengths(self._rows) + 2
-
-    def pairs(self, rows: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Sources and targets, int32, of some rows."""
-        sources: list[np.ndarray] = []
-        targets: list[np.ndarray] = []
-        for start in range(0, len(rows), _AT_ONCE):
-            noised, plain = self._noise(self._rows[rows[start : start + _AT_ONCE]])
-            sources += noised
-            targets += plain
-        return sources, targets
-
-    def _noise(self, chosen: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        tokens, lengths = self._corpora.take(chosen, self._model.bos_token_id, self._eos)
-        draws = KeyedDraws(self._seed, self._epoch, chosen)
-        noised, sizes = self._noiser.flat(tokens, lengths, draws)
-        sources = np.split(noised, np.cumsum(sizes)[:-1])
-        return sources, np.split(tokens, np.cumsum(lengths)[:-1])
-
-    def batch(self, rows: np.ndarray, length: int, count: int) -> Batch:
-        """src_tokens int32 [B, S], prev_output_tokens and target int32 [B, T]: T is `length`, and
-        S the bucket of the longest source, which noise makes shorter most often.
-
-        Raises:
-            DataError: insertions have made a source longer than the model's positions.
-        """
-        sources, targets = self.pairs(rows)
-        most, limit = max(map(len, sources)), self._model.max_source_positions
-        if most > limit:
-            row = int(rows[max(range(len(sources)), key=lambda i: len(sources[i]))])
-            raise DataError(
-                f"{self.where([row])}: noise has made {most} tokens of it, and the model takes "
-                f"{limit}; lower task.tokens_per_sample or task.insert"
-            )
-        pad = self._model.pad_token_id
-        # fairseq's: the last token, </s> or the language, comes first.
-        shifted = [np.concatenate([row[-1:], row[:-1]]) for row in targets]
-        source_length = bucket(most, buckets_up_to(limit, LENGTH_BUCKETS))
-        return {
-            "src_tokens": pad_rows(sources, pad, source_length, count),
-            "prev_output_tokens": pad_rows(shifted, pad, length, count),
-            "target": pad_rows(targets, pad, length, count),
-        }
-
-    def where(self, rows: Sequence[int]) -> str:
-        """Stores and blocks of some rows."""
-        return ", ".join(self._corpora.where(int(self._rows[row])) for row in rows)
 
 
 class Denoising:

@@ -52,6 +52,11 @@ class DatasetConfig:
     length_buckets: list[int] = dataclasses.field(default_factory=list)  # empty: LENGTH_BUCKETS
     validate_interval: int = 1  # epochs
     validate_interval_updates: int = 0  # 0: at the ends of epochs only
+    # Processes that make batches; 0: a thread of this one, as fast as any step needs it unless a
+    # task's batches are much work. The result is the same for any number.
+    num_workers: int = 0
+    data_buffer_size: int = 10  # updates whose batches are made, and on the device, ahead
+    worker_timeout: float = 600.0  # seconds without a batch before the run gives up
 
 
 @dataclass
@@ -223,6 +228,7 @@ def _check(config: TrainConfig) -> None:
         "optimization.update_freq": optimization.update_freq,
         "common.log_interval": config.common.log_interval,
         "dataset.validate_interval": dataset.validate_interval,
+        "dataset.data_buffer_size": dataset.data_buffer_size,
         "checkpoint.save_interval": config.checkpoint.save_interval,
         "ema.ema_update_freq": config.ema.ema_update_freq,
     }
@@ -233,6 +239,10 @@ def _check(config: TrainConfig) -> None:
         value = getattr(dataset, key)
         if value is not None and value < 1:
             raise ConfigError(f"dataset.{key}={value} must be at least 1")
+    if dataset.num_workers < 0:
+        raise ConfigError(f"dataset.num_workers={dataset.num_workers} must be at least 0")
+    if not dataset.worker_timeout > 0:
+        raise ConfigError(f"dataset.worker_timeout={dataset.worker_timeout} must be above 0")
     if dataset.batch_size is None and dataset.max_tokens is None:
         raise ConfigError("set dataset.batch_size or dataset.max_tokens (or both)")
     if not 0 <= config.ema.ema_decay <= 1:

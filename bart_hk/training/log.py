@@ -12,6 +12,7 @@ fields in `TIMING`. Those of event "train" are means over the updates since the 
     padding                   the share of both sides' positions that held none of the rows' tokens
     rows, tokens, flops       sums; flops as `bart_hk.training.throughput` counts them
     tokens_per_second, mfu    tokens and flops over `seconds`, the latter as a share of the peak
+    data_wait                 the share of `seconds` in which an update waited for its batches
 """
 
 import json
@@ -20,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-TIMING = ("seconds", "tokens_per_second", "mfu")
+TIMING = ("seconds", "tokens_per_second", "mfu", "data_wait")
 
 
 class RunLog:
@@ -29,6 +30,7 @@ class RunLog:
     def __init__(self, path: Path, size: int, tensorboard: str | None, peak_flops: float) -> None:
         """`size` bytes of an older log are kept: what was written when the state was saved."""
         self._peak_flops = peak_flops
+        self.waited = 0.0  # seconds for batches, since the last line of event "train"
         self._file = open(path, "ab")  # noqa: SIM115 - lives as long as the run
         self._file.truncate(size)
         self._writer = _event_writer(tensorboard) if tensorboard else None
@@ -48,6 +50,9 @@ class RunLog:
         if "flops" in values:
             share = values["flops"] / max(seconds, 1e-9) / self._peak_flops
             values["mfu"] = float(f"{share:.4g}")
+        if event == "train":
+            values["data_wait"] = float(f"{self.waited / max(seconds, 1e-9):.3g}")
+            self.waited = 0.0
         line = {"event": event, "update": update, **values, "seconds": round(seconds, 3)}
         try:
             self._file.write(json.dumps(line).encode() + b"\n")

@@ -14,7 +14,7 @@ import json
 import logging
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,12 @@ from bart_hk.compilation import use_persistent_cache
 from bart_hk.tasks import Tree
 from bart_hk.training import optim, state
 from bart_hk.training.config import ConfigError, TrainConfig, complete
-from bart_hk.training.loader import Loader
+from bart_hk.training.loader import Loaded, Loader
 from bart_hk.training.log import RunLog, means
 from bart_hk.training.start import make_task, start
 from bart_hk.training.step import Step
 from bart_hk.training.stopping import EXIT_CODE, catching_sigterm
-from bart_hk.training.throughput import batch_costs, peak_flops
+from bart_hk.training.throughput import peak_flops
 
 _log = logging.getLogger(__name__)
 
@@ -76,6 +76,7 @@ def train(config: Mapping[str, Any] | DictConfig | TrainConfig) -> TrainResult:
         ConfigError, DataError (both ValueErrors), FileNotFoundError: something given is wrong;
             before the first update.
         FloatingPointError: a loss is not finite; names update, file and lines.
+        WorkerError: a process that makes batches died or stands still; the updates are saved.
         SystemExit: SIGTERM came; the state is saved, and the same call goes on from it.
         OSError: the directory cannot be written; what was saved there before is unchanged.
     """
@@ -174,19 +175,20 @@ class Run:
             leave=False,
             disable=True if config.common.no_progress_bar else None,  # None: where no terminal is
         )
-        with bar:
-            for group in groups[done.batch :]:
+        with bar, self.loader.batches(groups[done.batch :]) as updates:
+            while done.batch < len(groups):
                 if self._asked.is_set():
                     self._stop()
-                self._update(group)
+                self._update(self._next(updates))
                 bar.update()
                 done.batch += 1
-                at_end = done.batch == len(groups)
-                if at_end:
-                    done.epoch, done.batch = epoch + 1, 0
-                self._maybe_checkpoint(epoch if at_end else None)
+                if done.batch == len(groups):
+                    break
+                self._maybe_checkpoint(None)
                 if self._finished():
                     return
+        done.epoch, done.batch = epoch + 1, 0
+        self._maybe_checkpoint(epoch)
 
     def _stop(self) -> None:
         """Saves the state and ends the process, as SIGTERM asked."""
@@ -198,15 +200,25 @@ class Run:
         )
         raise SystemExit(EXIT_CODE)
 
-    def _update(self, group: list[np.ndarray]) -> None:
+    def _next(self, updates: Iterator[Loaded]) -> Loaded:
+        """The next update's batches; where they cannot be made the updates before are saved."""
+        try:
+            return next(updates)
+        except Exception:
+            if self.progress.update:
+                self._look_at_pending()
+                self._save_state()
+            raise
+
+    def _update(self, made: Loaded) -> None:
         update = self.progress.update
-        batches = [self.loader.train_batch(rows) for rows in group]
-        self.state, sums = self.step.update(self.state, update, batches)
+        self.log.waited += made.waited
+        self.state, sums = self.step.update(self.state, update, made.batches)
         self.progress.update = update + 1
         # Looked at one update later, so that the device never waits for the host.
         self._look_at_pending()
-        costs = batch_costs(self.bart.config, batches) | {"rows": float(sum(map(len, group)))}
-        self.pending = (update + 1, group, costs, sums)
+        costs = made.costs | {"rows": float(sum(map(len, made.rows)))}
+        self.pending = (update + 1, made.rows, costs, sums)
 
     def _look_at_pending(self) -> None:
         """Checks and logs the last update that was started."""
@@ -288,15 +300,18 @@ class Run:
         _log.info("%s: %s%s", ended, shown, " (best)" if improved else "")
 
     def _evaluate(self) -> dict[str, float]:
-        batches = self.loader.valid_batches()
-        order = np.concatenate([rows for rows, _ in batches])
-        # All are started before the first is waited for.
-        results = [(len(rows), self.predict(self.model, batch)) for rows, batch in batches]
+        found, results = [], []
+        with self.loader.valid_batches() as batches:
+            for made in batches:  # all are started before the first is waited for
+                (rows,), (batch,) = made.rows, made.batches
+                found.append(rows)
+                results.append((len(rows), self.predict(self.model, batch)))
+        order = np.concatenate(found)
         outputs = {}
         for name in results[0][1]:
-            found = np.concatenate([np.asarray(r[name])[:count] for count, r in results])
-            outputs[name] = np.empty_like(found)
-            outputs[name][order] = found
+            values = np.concatenate([np.asarray(r[name])[:count] for count, r in results])
+            outputs[name] = np.empty_like(values)
+            outputs[name][order] = values
         return self.task.metrics(outputs)
 
     def _write_model(self, directory: Path) -> None:
@@ -377,6 +392,7 @@ class Run:
 _FREE = {
     "task": {"data", "train", "valid"},  # their content counts
     "common": {"log_interval", "no_progress_bar", "tensorboard_logdir", "peak_flops"},
+    "dataset": {"num_workers", "data_buffer_size", "worker_timeout"},
     "optimization": {"max_epoch", "max_update"},
     "checkpoint": {"save_dir", "patience", "save_interval", "save_interval_updates"},
 }

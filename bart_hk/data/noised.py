@@ -1,0 +1,94 @@
+"""Blocks of text and their noise as the rows that a model is pretrained on.
+
+Source: fairseq `data/denoising_dataset.py`. Without jax, so that a process which makes batches
+(`bart_hk.data.workers`) starts quickly. Shapes: B rows, S source tokens, T target tokens.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bart_hk.config import BARTConfig
+from bart_hk.data.batching import LENGTH_BUCKETS, bucket, buckets_up_to, pad_rows
+from bart_hk.data.corpora import Corpora
+from bart_hk.data.draws import KeyedDraws
+from bart_hk.data.noising import Noiser
+from bart_hk.data.readers import DataError
+
+_AT_ONCE = 64  # rows that are noised together; more do not stay in the processor's cache
+_VALID_EPOCH = 0  # of the noise that is validated on: always the same
+
+
+class NoisedBlocks:
+    """Blocks and their noise: the rows of an epoch.
+
+    A row's noise depends on the seed, the epoch and its own number alone.
+
+    Attributes:
+        lengths: int64, tokens of each row's target in this epoch.
+    """
+
+    def __init__(
+        self,
+        corpora: Corpora,
+        noiser: Noiser,
+        config: BARTConfig,
+        seed: int,
+        eos: int | dict[str, int],
+    ) -> None:
+        self._noiser, self._model, self._seed, self._eos = noiser, config, seed, eos
+        self._corpora, self._epoch = corpora, _VALID_EPOCH
+        self._rows = np.arange(len(corpora))
+        self.lengths = corpora.sizes + 2
+
+    def begin(self, corpora: Corpora, epoch: int) -> None:
+        """Makes the rows those of an epoch."""
+        self._corpora, self._epoch = corpora, epoch
+        self._rows = corpora.rows(self._seed, epoch)
+        self.lengths = corpora.lengths(self._rows) + 2
+
+    def pairs(self, rows: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Sources and targets, int32, of some rows."""
+        sources: list[np.ndarray] = []
+        targets: list[np.ndarray] = []
+        for start in range(0, len(rows), _AT_ONCE):
+            noised, plain = self._noise(self._rows[rows[start : start + _AT_ONCE]])
+            sources += noised
+            targets += plain
+        return sources, targets
+
+    def _noise(self, chosen: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        tokens, lengths = self._corpora.take(chosen, self._model.bos_token_id, self._eos)
+        draws = KeyedDraws(self._seed, self._epoch, chosen)
+        noised, sizes = self._noiser.flat(tokens, lengths, draws)
+        sources = np.split(noised, np.cumsum(sizes)[:-1])
+        return sources, np.split(tokens, np.cumsum(lengths)[:-1])
+
+    def batch(self, rows: np.ndarray, length: int, count: int) -> dict[str, np.ndarray]:
+        """src_tokens int32 [B, S], prev_output_tokens and target int32 [B, T]: T is `length`, and
+        S the bucket of the longest source, which noise makes shorter most often.
+
+        Raises:
+            DataError: insertions have made a source longer than the model's positions.
+        """
+        sources, targets = self.pairs(rows)
+        most, limit = max(map(len, sources)), self._model.max_source_positions
+        if most > limit:
+            row = int(rows[max(range(len(sources)), key=lambda i: len(sources[i]))])
+            raise DataError(
+                f"{self.where([row])}: noise has made {most} tokens of it, and the model takes "
+                f"{limit}; lower task.tokens_per_sample or task.insert"
+            )
+        pad = self._model.pad_token_id
+        # fairseq's: the last token, </s> or the language, comes first.
+        shifted = [np.concatenate([row[-1:], row[:-1]]) for row in targets]
+        source_length = bucket(most, buckets_up_to(limit, LENGTH_BUCKETS))
+        return {
+            "src_tokens": pad_rows(sources, pad, source_length, count),
+            "prev_output_tokens": pad_rows(shifted, pad, length, count),
+            "target": pad_rows(targets, pad, length, count),
+        }
+
+    def where(self, rows: Sequence[int]) -> str:
+        """Stores and blocks of some rows."""
+        return ", ".join(self._corpora.where(int(self._rows[row])) for row in rows)
