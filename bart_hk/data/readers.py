@@ -8,10 +8,13 @@ import dataclasses
 import difflib
 import gzip
 import json
+import lzma
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 FORMATS = (".tsv", ".csv", ".jsonl")
+COMPRESSIONS = (".gz", ".xz")
 
 # Columns under which published data sets keep their texts; pairs before singles, because a file
 # with `sentence1` and `sentence2` may also hold a `text`.
@@ -30,6 +33,34 @@ LABEL_COLUMNS = ("label", "gold_label", "score", "Quality", "is_duplicate", "cla
 
 class DataError(ValueError):
     """A data file is not what it should be; the message names the file, the line and the remedy."""
+
+
+class Record(NamedTuple):
+    """A row: the line it begins on, and its fields as texts (JSON's lists and objects as JSON)."""
+
+    line: int
+    fields: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The rows of one file, all as long as its header."""
+
+    path: Path
+    header: list[str]
+    records: list[Record]
+
+    def column(self, name: str) -> int:
+        """The number of a column.
+
+        Raises:
+            DataError: it is not there; the nearest is named.
+        """
+        return self.header.index(_present(self.path, self.header, name))
+
+    def where(self, row: int) -> str:
+        """`FILE, line N`, for messages about a row."""
+        return f"{self.path}, line {self.records[row].line}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,51 +82,81 @@ class Examples:
         return f"{self.path}, line {self.lines[row]}"
 
 
-def read_examples(
-    path: str | Path,
-    text_columns: Sequence[str] | None = None,
-    label_column: str | None = None,
-) -> Examples:
-    """Reads a table with a header (`.tsv`, `.csv`) or objects (`.jsonl`); `.gz` is unpacked.
+def read_table(
+    path: str | Path, header: Sequence[str] | None = None, *, skip_malformed: bool = False
+) -> Table:
+    """Reads a table with a header (`.tsv`, `.csv`) or objects (`.jsonl`); `.gz`, `.xz` unpacked.
 
     TSV is read without quoting, as GLUE's files are written; CSV with RFC 4180's quoting. UTF-8,
     with or without a byte order mark, LF or CRLF.
 
     Args:
         path: the file.
-        text_columns: one or two names. By default the first of `TEXT_COLUMNS` that is there, or,
-            in a table of two columns, the one that is not the label.
-        label_column: by default the first of `LABEL_COLUMNS` that is there.
+        header: names of the columns, for a file that has no line with them.
+        skip_malformed: leave out rows with more or fewer fields than the header has.
 
     Raises:
-        DataError: the file is missing, empty or malformed, a column is not there, a text or a
-            label is empty.
+        DataError: the file is missing, empty or malformed.
     """
     path = Path(path)
     records = _records(path)
-    try:
-        _, header = next(records)
-    except StopIteration:
-        raise DataError(f"{path} is empty; it needs a header and rows") from None
+    if header is None:
+        try:
+            _, header = next(records)
+        except StopIteration:
+            raise DataError(f"{path} is empty; it needs a header and rows") from None
+    header = list(header)
     for name in header:
         if header.count(name) > 1:
             raise DataError(f"{path}, line 1: two columns are named {name!r}")
-    label = _label_column(path, header, label_column)
-    names = _text_columns(path, header, text_columns, label)
-    columns = [header.index(name) for name in names]
-    at_label = header.index(label)
-    examples = Examples(path, names, label, [], [], [])
+    kept = []
     for line, fields in records:
-        if len(fields) != len(header):
+        if len(fields) == len(header):
+            kept.append(Record(line, fields))
+        elif not skip_malformed:
             raise DataError(
                 f"{path}, line {line}: {len(fields)} columns where the header has {len(header)} "
                 f"({', '.join(header)})"
             )
+    return Table(path, header, kept)
+
+
+def read_examples(
+    path: str | Path,
+    text_columns: Sequence[str] | None = None,
+    label_column: str | None = None,
+    *,
+    header: Sequence[str] | None = None,
+    skip_malformed: bool = False,
+    empty_texts: bool = False,
+    empty_labels: bool = False,
+) -> Examples:
+    """Texts and labels of a table; see `read_table` for the formats, `header`, `skip_malformed`.
+
+    Args:
+        path: the file.
+        text_columns: one or two names. By default the first of `TEXT_COLUMNS` that is there, or,
+            in a table of two columns, the one that is not the label.
+        label_column: by default the first of `LABEL_COLUMNS` that is there.
+        empty_texts: texts may be empty.
+        empty_labels: labels may be empty.
+
+    Raises:
+        DataError: as `read_table`, or a column is not there, a text or a label is empty.
+    """
+    table = read_table(path, header, skip_malformed=skip_malformed)
+    path = table.path
+    label = _label_column(path, table.header, label_column)
+    names = _text_columns(path, table.header, text_columns, label)
+    columns = [table.header.index(name) for name in names]
+    at_label = table.header.index(label)
+    examples = Examples(path, names, label, [], [], [])
+    for line, fields in table.records:
         texts = tuple(fields[c] for c in columns)
         for name, text in zip(names, texts, strict=True):
-            if not text.strip():
+            if not text.strip() and not empty_texts:
                 raise DataError(f"{path}, line {line}: {name!r} is empty; remove the line")
-        if not fields[at_label].strip():
+        if not fields[at_label].strip() and not empty_labels:
             raise DataError(f"{path}, line {line}: {label!r} is empty; every row needs a label")
         examples.texts.append(texts)
         examples.labels.append(fields[at_label].strip())
@@ -147,7 +208,7 @@ def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Pairs (line, fields), the first of which is the header."""
     suffixes = [s.lower() for s in path.suffixes[-2:]]
     kind = suffixes[-1] if suffixes else ""
-    if kind == ".gz" and len(suffixes) == 2:
+    if kind in COMPRESSIONS and len(suffixes) == 2:
         kind = suffixes[0]
     if kind not in FORMATS:
         raise DataError(f"{path}: the format is told by the name; use {', '.join(FORMATS)}")
@@ -161,11 +222,11 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines without their ends; empty lines at the end of the file are dropped."""
     try:
         data = path.read_bytes()
-        if path.suffix.lower() == ".gz":
-            data = gzip.decompress(data)
+        if path.suffix.lower() in COMPRESSIONS:
+            data = (gzip if path.suffix.lower() == ".gz" else lzma).decompress(data)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, lzma.LZMAError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
     data = data.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
     # Only \n ends a line: str.splitlines would also cut at U+2028 and its like inside a text.

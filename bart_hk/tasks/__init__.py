@@ -1,9 +1,12 @@
 """Tasks: what a model is trained for. Each turns files into batches and batches into a loss.
 
-`bart_hk.training.loop` drives any of them through the methods of `Task`.
+A task is a module: its configuration, its criteria, a class with the methods of `Task`, and a
+`KIND` that puts them together; `bart_hk.tasks.kinds` lists them. `bart_hk.training.loop` drives any
+of them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
@@ -33,7 +36,9 @@ class Task(Protocol):
     """What the training loop asks of a task. Making one reads and checks all its files."""
 
     validates: bool  # whether there will be a `valid`
-    metric_names: tuple[str, ...]  # of `metrics`, beside `loss`
+    metric_names: tuple[str, ...]  # of `metrics` and `written`, beside `loss`
+    # A folder with the tokenizer that the data were encoded with, if they are ids already.
+    tokenizer_folder: str | None
 
     @property
     def train(self) -> Split: ...
@@ -46,6 +51,12 @@ class Task(Protocol):
 
     def texts(self) -> Iterable[str]:
         """The training texts, for making a vocabulary."""
+
+    def symbols(self) -> Sequence[str]:
+        """Special symbols that a new model's vocabulary must have; `tokenizer_folder`'s may not."""
+
+    def model_config(self, config: BARTConfig) -> BARTConfig:
+        """The config of the model that is trained, from that of the one it begins with."""
 
     def encode(self, encoder: TextEncoder, config: BARTConfig) -> None:
         """Fills `train` and `valid`."""
@@ -69,5 +80,51 @@ class Task(Protocol):
     def metrics(self, outputs: dict[str, np.ndarray]) -> dict[str, float]:
         """`loss` and the asked metrics over all rows of `valid`, in their order."""
 
+    def written(self, bart: BART, params: Tree) -> dict[str, float]:
+        """More metrics: those of texts that the model writes for the rows of `valid`."""
+
     def parts(self, params: Tree) -> tuple[Tree, dict[str, Any]]:
         """The body's parameters and the heads' `HeadFiles`, for the model directory."""
+
+    def extras(self) -> dict[str, Any]:
+        """What else the model directory's `bart_hk.json` has to say."""
+
+
+class TaskDefaults:
+    """What most tasks do not need."""
+
+    tokenizer_folder: str | None = None
+
+    def symbols(self) -> Sequence[str]:
+        """None."""
+        return ()
+
+    def model_config(self, config: BARTConfig) -> BARTConfig:
+        """As it is."""
+        return config
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Every epoch has the same rows."""
+
+    def written(self, bart: BART, params: Tree) -> dict[str, float]:
+        """Nothing is written."""
+        return {}
+
+    def extras(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """What a task's module offers to `bart_hk.tasks.kinds`.
+
+    Attributes:
+        config: an instance of its options' dataclass, whose `_name` is the task's.
+        criteria: instances of the dataclasses of its losses, the default first.
+        make: the task, from its options and those of a criterion; raises DataError.
+    """
+
+    config: Any
+    criteria: tuple[Any, ...]
+    make: Callable[[Any, Any], Task]

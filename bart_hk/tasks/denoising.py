@@ -7,7 +7,7 @@ T target tokens.
 
 import dataclasses
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from bart_hk.data.noising import PRESETS, NoiseConfig, Noiser, full_stops, word_
 from bart_hk.data.readers import DataError
 from bart_hk.data.store import TokenStore, store_exists
 from bart_hk.model import BART, Params
-from bart_hk.tasks import losses
+from bart_hk.tasks import TaskDefaults, TaskKind, losses
 from bart_hk.tasks.losses import CrossEntropyConfig
 from bart_hk.text import TextEncoder
 
@@ -84,11 +84,11 @@ def noise_config(config: DenoisingConfig) -> NoiseConfig:
         raise DataError(f"task.{error}") from None
 
 
-class Denoising:
+class Denoising(TaskDefaults):
     """The task; see `bart_hk.tasks.Task` for what its methods are for.
 
     Attributes:
-        tokenizer_folder: the data folder, which has the tokenizer's files.
+        tokenizer_folder: the data folder, or that of a corpus in it, with the tokenizer's files.
 
     Raises (when made):
         DataError: a store is missing or damaged, or an option is not as it should be.
@@ -120,7 +120,7 @@ class Denoising:
         # fairseq validates on the shard of the first epoch, too.
         self._valid_stores = _stores(Path(self._shards[0]), "valid")
         self.validates = bool(self._valid_stores)
-        self.tokenizer_folder = self._shards[0]
+        self.tokenizer_folder = _tokenizer_folder(self._shards[0], self._stores[0])
         self._opened: dict[str, Corpora] = {}
 
     def fingerprint(self) -> dict[str, Any]:
@@ -135,6 +135,11 @@ class Denoising:
     def texts(self) -> Iterable[str]:
         """None: a store has a vocabulary."""
         return ()
+
+    def symbols(self) -> Sequence[str]:
+        """Those of the languages, where blocks end with them: before `<mask>`, as fairseq's."""
+        names = {name for stores in (*self._stores, self._valid_stores) for name in stores}
+        return [f"[{name}]" for name in sorted(names)] if self.config.add_lang_token else []
 
     def encode(self, encoder: TextEncoder, config: BARTConfig) -> None:
         """Cuts blocks; makes sure that stores, vocabulary and model belong together.
@@ -167,14 +172,13 @@ class Denoising:
         """What a block ends with, for each corpus if that depends on it."""
         if not self.config.add_lang_token:
             return self._model.eos_token_id
-        names = {name for stores in (*self._stores, self._valid_stores) for name in stores}
-        for name in names:
-            if f"[{name}]" not in encoder.dictionary:
+        for symbol in self.symbols():
+            if symbol not in encoder.dictionary:
                 raise DataError(
-                    f"task.add_lang_token: the tokenizer has no symbol [{name}] for the corpus "
-                    f"{name}; name the folder as the language, or insert the symbol"
+                    f"task.add_lang_token: the tokenizer has no symbol {symbol} for the corpus "
+                    f"{symbol[1:-1]}; name the folder as the language, or insert the symbol"
                 )
-        return {name: encoder.dictionary.index(f"[{name}]") for name in names}
+        return {symbol[1:-1]: encoder.dictionary.index(symbol) for symbol in self.symbols()}
 
     def begin_epoch(self, epoch: int) -> None:
         """Gives `train` the shard, the rows and the noise of an epoch, counted from 1."""
@@ -286,6 +290,9 @@ class Denoising:
         return params["model"], {}
 
 
+KIND = TaskKind(DenoisingConfig(), losses.SEQUENCE_CRITERIA, Denoising)
+
+
 def _stores(folder: Path, role: str) -> dict[str, TokenStore]:
     """The store of a folder, or those of the folders in it, by their names."""
     if store_exists(folder / role):
@@ -294,6 +301,19 @@ def _stores(folder: Path, role: str) -> dict[str, TokenStore]:
         raise DataError(f"task.data={folder} is not a folder")
     inside = sorted(path for path in folder.iterdir() if store_exists(path / role))
     return {path.name: TokenStore(path / role) for path in inside}
+
+
+def _tokenizer_folder(shard: str, stores: dict[str, TokenStore]) -> str:
+    """The first with a tokenizer's files: the folder of the data, or those of the corpora in it."""
+    for folder in (Path(shard), *(store.prefix.parent for store in stores.values())):
+        try:
+            TextEncoder.load(folder)
+        except FileNotFoundError:
+            continue
+        except ValueError:
+            pass  # damaged, as who reads it will say
+        return str(folder)
+    return shard
 
 
 def _padded(table: np.ndarray, size: int) -> np.ndarray:

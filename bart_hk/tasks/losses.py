@@ -33,6 +33,13 @@ class LabelSmoothedCrossEntropyConfig(CrossEntropyConfig):
     ignore_prefix_size: int = 0  # first target tokens without a loss (a language tag)
 
 
+# fairseq keeps their divisor in the optimization group.
+SEQUENCE_CRITERIA: tuple[CrossEntropyConfig, ...] = tuple(
+    kind(sentence_avg="${optimization.sentence_avg}")  # type: ignore[arg-type]
+    for kind in (CrossEntropyConfig, LabelSmoothedCrossEntropyConfig)
+)
+
+
 def sequence_loss(
     bart: BART,
     params: Params,
@@ -151,3 +158,53 @@ def squared_error(predictions: jax.Array, targets: jax.Array, mask: jax.Array) -
     """The summed squared error, float32 scalar; predictions, targets and mask are [...]."""
     errors = jnp.square(predictions.astype(jnp.float32) - targets)
     return jnp.where(mask, errors, 0).sum()
+
+
+def weighted_cross_entropy(
+    logits: jax.Array, targets: jax.Array, weights: jax.Array, label_smoothing: float = 0.0
+) -> jax.Array:
+    """The summed cross-entropy of rows that do not count alike, in nats; float32 scalar.
+
+    Divide it by the sum of the weights, as torch's `CrossEntropyLoss(weight=...)` does.
+
+    Args:
+        logits: [B, C].
+        targets: int32 [B].
+        weights: float32 [B]; 0 for rows that do not count.
+        label_smoothing: as `cross_entropy`'s.
+    """
+    logp = jax.nn.log_softmax(logits.astype(jnp.float32))
+    nll = -jnp.take_along_axis(logp, targets[:, None], axis=1)[:, 0]
+    share = label_smoothing / (logits.shape[-1] - 1) if label_smoothing else 0.0
+    loss = (1 - label_smoothing - share) * nll - share * logp.sum(1)
+    return (loss * weights).sum()
+
+
+def binary_cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
+    """Of classes that do not exclude each other: the sum over rows of the mean over classes, in
+    nats, float32 scalar; so divided by the rows it is torch's `BCEWithLogitsLoss`.
+
+    Args:
+        logits: [B, C].
+        targets: [B, C], 1 where the class is the row's, else 0.
+        mask: bool [B].
+    """
+    x = logits.astype(jnp.float32)
+    each = jnp.maximum(x, 0) - x * targets + jnp.log1p(jnp.exp(-jnp.abs(x)))
+    return jnp.where(mask, each.mean(1), 0).sum()
+
+
+def disagreement(one: jax.Array, other: jax.Array, mask: jax.Array) -> jax.Array:
+    """R-Drop's term for two passes with different dropout: the mean of the two Kullback-Leibler
+    divergences, summed over the places that the mask has; float32 scalar.
+
+    Args:
+        one, other: logits [..., V].
+        mask: bool or weights [...].
+
+    Source: Wu et al. 2021, equation 1.
+    """
+    p, q = (jax.nn.log_softmax(x.astype(jnp.float32)) for x in (one, other))
+    # KL(p|q) + KL(q|p) = sum (p - q) (log p - log q)
+    both = ((jnp.exp(p) - jnp.exp(q)) * (p - q)).sum(-1)
+    return (both * mask).sum() / 2

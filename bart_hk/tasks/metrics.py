@@ -45,6 +45,38 @@ def spearman(predicted: np.ndarray, targets: np.ndarray) -> float:
     return pearson(_ranks(predicted), _ranks(targets))
 
 
+def of_classes(predicted: np.ndarray, targets: np.ndarray, classes: int) -> dict[str, float]:
+    """accuracy, f1, acc_and_f1 (their mean) and mcc of int [N] arrays, in percent."""
+    found = {
+        "accuracy": accuracy(predicted, targets),
+        "f1": f1(predicted, targets, classes),
+        "mcc": mcc(predicted, targets, classes),
+    }
+    found["acc_and_f1"] = (found["accuracy"] + found["f1"]) / 2
+    return {name: 100 * value for name, value in found.items()}
+
+
+def of_values(predicted: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """pearson and spearman of [N] arrays, in percent."""
+    return {
+        "pearson": 100 * pearson(predicted, targets),
+        "spearman": 100 * spearman(predicted, targets),
+    }
+
+
+def of_label_sets(predicted: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """Of bool [N, C] arrays, in percent: accuracy (rows whose labels are all right), and F1 over
+    all decisions (micro_f1) and as the mean over the classes (macro_f1; without any label, 0)."""
+    hits = (predicted & targets).sum(0).astype(np.float64)
+    sizes = predicted.sum(0) + targets.sum(0)
+    each = np.divide(2 * hits, sizes, out=np.zeros(len(hits)), where=sizes > 0)
+    return {
+        "accuracy": 100 * float(np.mean((predicted == targets).all(1))),
+        "micro_f1": 100 * float(2 * hits.sum() / max(sizes.sum(), 1)),
+        "macro_f1": 100 * float(each.mean()),
+    }
+
+
 def _ranks(values: np.ndarray) -> np.ndarray:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[inverse]

@@ -5,8 +5,7 @@ head sees its features at the last `</s>`. Shapes: B rows, S tokens, C classes.
 """
 
 import dataclasses
-import hashlib
-import importlib.resources
+import json
 import logging
 import math
 from collections.abc import Iterable, Sequence
@@ -21,9 +20,10 @@ import numpy as np
 from bart_hk.checkpoint.model_files import HeadFiles
 from bart_hk.config import BARTConfig
 from bart_hk.data.batching import pad_rows
-from bart_hk.data.readers import FORMATS, DataError, Examples, read_examples
+from bart_hk.data.readers import DataError, Examples, read_examples
 from bart_hk.model import BART, ClassificationHead, Params, sentence_representation
-from bart_hk.tasks import Batch, losses, metrics
+from bart_hk.tasks import Batch, TaskDefaults, TaskKind, files, losses, metrics
+from bart_hk.tasks.glue import GlueTask, glue_task
 from bart_hk.text import TextEncoder
 from bart_hk.text.framing import frame, truncate
 
@@ -33,29 +33,28 @@ Tree = dict[str, Params]  # {"model": the body's parameters, "head": the head's}
 
 
 @dataclass
-class SentencePredictionConfig:
+class SentencePredictionConfig(files.FilesConfig):
     """Where the examples are and how they are read."""
 
     _name: str = "sentence_prediction"
-    # A prepared directory: holds train and valid (or dev) as .tsv, .csv or .jsonl, .gz or not;
-    # pkg://PACKAGE/PATH means one in an installed package. Instead of it, the files themselves.
-    data: str | None = None
-    train: str | None = None
-    valid: str | None = None
+    # One of GLUE's tasks in its official files, by name (bart_hk/tasks/glue.py): cola, sst2, mrpc,
+    # qqp, stsb, mnli, qnli, rte, wnli. task.data is GLUE's folder or the task's; columns, labels
+    # and metrics follow.
+    glue: str | None = None
     # One or two columns with texts, one with labels; found by their usual names if not given.
     text_columns: list[str] = dataclasses.field(default_factory=list)
     label_column: str | None = None
     # The classes in the order of the head's outputs; sorted, numbers as numbers, if not given.
     labels: list[str] = dataclasses.field(default_factory=list)
     num_classes: int = -1  # checked against the labels found, if positive
+    # A row has any number of labels, with the separator between them; in JSON they may be a list.
+    multi_label: bool = False
+    label_separator: str = ","
+    label_divisor: float = 1.0  # of the numbers that a regression learns; STS-B's is 5
     max_positions: int = 512  # longer rows are cut, the longer text first; the last </s> stays
     # In training each token becomes <mask> with this probability, which keeps a small model from
     # knowing its examples by their rare words (word dropout: Iyyer et al. 2015, section 3.2).
     token_dropout: float = 0.0
-    # Without checkpoint.restore_file: a directory with a tokenizer's files, or the size of a
-    # byte-level BPE to learn from the training texts. Neither: GPT-2's, as published BARTs.
-    tokenizer: str | None = None
-    vocab_size: int | None = None
 
 
 @dataclass
@@ -66,13 +65,17 @@ class SentencePredictionCriterionConfig:
     classification_head_name: str = "sentence_classification_head"
     regression_target: bool = False  # labels are numbers, the loss is the squared error
     label_smoothing: float = 0.0  # fairseq has none here
+    # Of each label, {label: weight}, 1 where it is not named; or "balanced": by how rare it is.
+    class_weights: Any = None
+    # R-Drop (Wu et al. 2021): every batch passes twice, and the two are to agree. 0: once.
+    rdrop_alpha: float = 0.0
     report_mcc: bool = False
     report_acc_and_f1: bool = False  # F1 of class 1 of two, macro-averaged over more
     report_pearson_and_spearman: bool = False
 
 
 class EncodedExamples:
-    """A file's rows as ids, with their targets."""
+    """A file's rows as ids, with their targets: int32 [N], or float32 [N] or [N, C]."""
 
     def __init__(
         self, examples: Examples, rows: list[np.ndarray], targets: np.ndarray, pad: int, eos: int
@@ -82,11 +85,11 @@ class EncodedExamples:
         self._pad, self._eos = pad, eos
 
     def batch(self, rows: np.ndarray, length: int, count: int) -> Batch:
-        """src_tokens and prev_output_tokens int32 [B, S], targets [B], mask bool [B]."""
+        """src_tokens and prev_output_tokens int32 [B, S], targets [B, ...], mask bool [B]."""
         chosen = [self.rows[i] for i in rows]
         # np.roll of the row without its padding, as fairseq: </s> <s> A ...
         rolled = [np.roll(row, 1) for row in chosen]
-        targets = np.zeros(count, self.targets.dtype)
+        targets = np.zeros((count, *self.targets.shape[1:]), self.targets.dtype)
         targets[: len(rows)] = self.targets[rows]
         return {
             "src_tokens": pad_rows(chosen, self._pad, length, count),
@@ -101,7 +104,7 @@ class EncodedExamples:
         return f"{self.examples.path}, lines {lines}"
 
 
-class SentencePrediction:
+class SentencePrediction(TaskDefaults):
     """The task; see `bart_hk.tasks.Task` for what its methods are for.
 
     Raises (when made):
@@ -114,41 +117,66 @@ class SentencePrediction:
     def __init__(
         self, config: SentencePredictionConfig, criterion: SentencePredictionCriterionConfig
     ) -> None:
+        glue = glue_task(config.glue) if config.glue else None
+        if glue is not None:
+            config, criterion = _as_glue(glue, config, criterion)
         self.config, self.criterion = config, criterion
         self.regression = criterion.regression_target
-        if not 0 <= criterion.label_smoothing < 1:
-            raise DataError(
-                f"criterion.label_smoothing={criterion.label_smoothing} must be in [0, 1)"
-            )
-        if not 0 <= config.token_dropout < 1:
-            raise DataError(f"task.token_dropout={config.token_dropout} must be in [0, 1)")
+        _check(config, criterion)
         self._mask_id = -1  # until `encode` knows it
-        train, valid = _files(config)
-        self._train = read_examples(train, config.text_columns, config.label_column)
+        train, valid = _files(config, glue)
+        self._train = self._read(train, config.text_columns, config.label_column, glue)
         self._valid = None
         if valid is not None:
             # The columns that the training file has, under the same names.
-            self._valid = read_examples(valid, self._train.text_columns, self._train.label_column)
+            columns = self._train.text_columns, self._train.label_column
+            self._valid = self._read(valid, *columns, glue)
         self.validates = self._valid is not None
         self.labels = [] if self.regression else _label_names(self._train, config)
         self._targets = {e.path: self._read_targets(e) for e in self._both()}
         self.metric_names = self._metric_names()
+        self._class_weights()  # are checked
+
+    def _read(
+        self, path: Path, texts: Sequence[str], label: str | None, glue: GlueTask | None
+    ) -> Examples:
+        examples = read_examples(
+            path,
+            texts,
+            label,
+            header=glue.header if glue else None,
+            skip_malformed=glue is not None and glue.skip_malformed,
+            empty_texts=glue is not None,  # as published
+            empty_labels=self.config.multi_label,
+        )
+        if self.config.multi_label:
+            separated = [_separated(text, self.config.label_separator) for text in examples.labels]
+            examples = dataclasses.replace(examples, labels=separated)
+        return examples
 
     def _both(self) -> list[Examples]:
         return [e for e in (self._train, self._valid) if e is not None]
 
     def _read_targets(self, examples: Examples) -> np.ndarray:
         if self.regression:
-            return np.array([_number(examples, i) for i in range(len(examples))], np.float32)
+            values = [_number(examples, i) for i in range(len(examples))]
+            return np.array(values, np.float32) / np.float32(self.config.label_divisor)
         ids = {label: i for i, label in enumerate(self.labels)}
-        for i, label in enumerate(examples.labels):
-            if label not in ids:
-                known = "task.labels" if self.config.labels else str(self._train.path)
-                raise DataError(
-                    f"{examples.where(i)}: label {label!r} is not in {known}, which has "
-                    f"{', '.join(self.labels)}"
-                )
-        return np.array([ids[label] for label in examples.labels], np.int32)
+        of_rows = [x if isinstance(x, list) else [x] for x in examples.labels]
+        for i, labels in enumerate(of_rows):
+            for label in labels:
+                if label not in ids:
+                    known = "task.labels" if self.config.labels else str(self._train.path)
+                    raise DataError(
+                        f"{examples.where(i)}: label {label!r} is not in {known}, which has "
+                        f"{', '.join(self.labels)}"
+                    )
+        if not self.config.multi_label:
+            return np.array([ids[label] for (label,) in of_rows], np.int32)
+        targets = np.zeros((len(of_rows), len(ids)), np.float32)
+        for i, labels in enumerate(of_rows):
+            targets[i, [ids[label] for label in labels]] = 1
+        return targets
 
     def _metric_names(self) -> tuple[str, ...]:
         asked = self.criterion
@@ -162,18 +190,44 @@ class SentencePrediction:
                 "criterion.report_mcc and report_acc_and_f1 are for classes; with "
                 "criterion.regression_target=true ask for report_pearson_and_spearman"
             )
+        if self.config.multi_label:
+            if asked.report_mcc or asked.report_acc_and_f1:
+                raise DataError(
+                    "criterion.report_mcc and report_acc_and_f1 are for classes that exclude each "
+                    "other; with task.multi_label=true micro_f1 and macro_f1 are reported"
+                )
+            return ("accuracy", "micro_f1", "macro_f1")
         names = ["accuracy"] if classes else []
         names += ["f1", "acc_and_f1"] if asked.report_acc_and_f1 else []
         names += ["mcc"] if asked.report_mcc else []
         names += ["pearson", "spearman"] if correlations else []
         return tuple(names)
 
+    def _class_weights(self) -> np.ndarray | None:
+        """Float32 [C], in the present order of the labels."""
+        asked = self.criterion.class_weights
+        if asked is None:
+            return None
+        if self.regression or self.config.multi_label:
+            raise DataError("criterion.class_weights are for classes that exclude each other")
+        if asked == "balanced":  # scikit-learn's: rows / (classes * rows of the class)
+            rows = np.array([self._train.labels.count(label) for label in self.labels])
+            return (rows.sum() / (len(rows) * np.maximum(rows, 1))).astype(np.float32)
+        given = {str(label): weight for label, weight in dict(asked).items()}
+        for label, weight in given.items():
+            if label not in self.labels:
+                raise DataError(
+                    f"criterion.class_weights: there is no label {label!r}; there are "
+                    f"{', '.join(self.labels)}"
+                )
+            if not 0 <= float(weight) < math.inf:
+                raise DataError(f"criterion.class_weights.{label}={weight} must not be negative")
+        return np.array([float(given.get(label, 1)) for label in self.labels], np.float32)
+
     def fingerprint(self) -> dict[str, Any]:
         """The files' digests."""
-        found = {}
-        for role, examples in zip(("train", "valid"), self._both(), strict=False):
-            found[role] = hashlib.sha256(examples.path.read_bytes()).hexdigest()
-        return found
+        roles = zip(("train", "valid"), self._both(), strict=False)
+        return {role: files.digest(examples.path) for role, examples in roles}
 
     def texts(self) -> Iterable[str]:
         """The training texts, for making a vocabulary."""
@@ -213,9 +267,6 @@ class SentencePrediction:
         targets = self._targets[examples.path]
         return EncodedExamples(examples, rows, targets, config.pad_token_id, eos)
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Every epoch has the same rows."""
-
     def init(
         self, bart: BART, params: Params, key: jax.Array, restored: dict[str, HeadFiles]
     ) -> Tree:
@@ -234,14 +285,19 @@ class SentencePrediction:
     def _adopt(self, head: HeadFiles) -> bool:
         if self.regression or head.regression:
             return self.regression and head.regression
+        if self.config.multi_label != head.multi_label:
+            return False
         if head.labels is None or sorted(head.labels) != sorted(self.labels):
             return False
         if self.config.labels and head.labels != self.labels:
             return False
-        order = np.array([head.labels.index(label) for label in self.labels], np.int32)
+        there = np.array([head.labels.index(label) for label in self.labels], np.int32)
+        here = np.argsort(there)  # of each of the head's outputs, our number
         for split in (self.train, self.valid):
-            if split is not None:
-                split.targets = order[split.targets]
+            if split is not None and self.config.multi_label:
+                split.targets = split.targets[:, here]
+            elif split is not None:
+                split.targets = there[split.targets]
         self.labels = list(head.labels)
         return True
 
@@ -261,22 +317,40 @@ class SentencePrediction:
     def loss(
         self, bart: BART, params: Tree, key: jax.Array, batch: dict[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The summed loss of a batch; `count` is its number of rows. Traced."""
+        """The summed loss of a batch; `count` is its number of rows, or their weight. Traced."""
         if self.config.token_dropout:
             key, drop_key = jax.random.split(key)
             batch = batch | self._drop_tokens(batch, drop_key, bart.config)
-        logits = self._logits(bart, params, batch, key)
+        alpha, mask = self.criterion.rdrop_alpha, batch["mask"]
+        tokens = (batch["src_tokens"] != bart.config.pad_token_id).sum()
+        if not alpha or key is None:
+            logits = self._logits(bart, params, batch, key)
+            loss, sums = self._loss_of(logits, batch)
+            return loss, sums | {"tokens": tokens}
+        first, second = (self._logits(bart, params, batch, k) for k in jax.random.split(key))
+        (one, sums), (other, _) = self._loss_of(first, batch), self._loss_of(second, batch)
+        # Half of the paper's sum, so that the loss is the plain one where both passes agree.
+        loss = (one + other + alpha * losses.disagreement(first, second, mask)) / 2
+        return loss, sums | {"tokens": tokens}
+
+    def _loss_of(
+        self, logits: jax.Array, batch: dict[str, jax.Array]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         mask, targets = batch["mask"], batch["targets"]
-        sums = {
-            "count": mask.sum(),
-            "tokens": (batch["src_tokens"] != bart.config.pad_token_id).sum(),
-        }
+        count = mask.sum()
         if self.regression:
-            loss = losses.squared_error(logits[:, 0], targets, mask)
-            return loss, sums
-        loss, _ = losses.cross_entropy(logits, targets, mask, self.criterion.label_smoothing)
-        correct = (logits.argmax(-1) == targets) & mask
-        return loss, {**sums, "correct": correct.sum()}
+            return losses.squared_error(logits[:, 0], targets, mask), {"count": count}
+        if self.config.multi_label:
+            correct = (((logits > 0) == (targets > 0)).all(1) & mask).sum()
+            loss = losses.binary_cross_entropy(logits, targets, mask)
+            return loss, {"count": count, "correct": correct}
+        sums = {"count": count, "correct": ((logits.argmax(-1) == targets) & mask).sum()}
+        smoothing, weights = self.criterion.label_smoothing, self._class_weights()
+        if weights is None:
+            return losses.cross_entropy(logits, targets, mask, smoothing)[0], sums
+        of_rows = jnp.where(mask, jnp.asarray(weights)[targets], 0)
+        loss = losses.weighted_cross_entropy(logits, targets, of_rows, smoothing)
+        return loss, sums | {"count": of_rows.sum(), "predicted": count}
 
     def _drop_tokens(
         self, batch: dict[str, jax.Array], key: jax.Array, config: BARTConfig
@@ -299,83 +373,102 @@ class SentencePrediction:
         return {"logits": self._logits(bart, params, batch, None)}
 
     def metrics(self, outputs: dict[str, np.ndarray]) -> dict[str, float]:
-        """`loss` in nats and the asked metrics, in percent as fairseq reports them."""
+        """`loss` in nats, not smoothed, and the asked metrics, in percent as fairseq's."""
         assert self.valid is not None  # whoever calls this has predicted its rows
         logits, targets = outputs["logits"].astype(np.float64), self.valid.targets
         if self.regression:
             predicted = logits[:, 0]
             loss = float(np.mean((predicted - targets) ** 2))
-            found = {
-                "pearson": metrics.pearson(predicted, targets),
-                "spearman": metrics.spearman(predicted, targets),
-            }
+            found = metrics.of_values(predicted, targets)
+        elif self.config.multi_label:
+            loss = float(np.mean(np.logaddexp(0, logits) - logits * targets))
+            found = metrics.of_label_sets(logits > 0, targets > 0)
         else:
             shifted = logits - logits.max(1, keepdims=True)
             logp = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-            loss = float(-np.mean(logp[np.arange(len(targets)), targets]))
-            predicted, classes = logits.argmax(1), len(self.labels)
-            accuracy = metrics.accuracy(predicted, targets)
-            f1 = metrics.f1(predicted, targets, classes)
-            found = {
-                "accuracy": accuracy,
-                "f1": f1,
-                "acc_and_f1": (accuracy + f1) / 2,
-                "mcc": metrics.mcc(predicted, targets, classes),
-            }
-        return {"loss": loss} | {name: 100 * found[name] for name in self.metric_names}
+            weights = self._class_weights()
+            of_rows = None if weights is None else weights[targets]
+            loss = float(-np.average(logp[np.arange(len(targets)), targets], weights=of_rows))
+            found = metrics.of_classes(logits.argmax(1), targets, len(self.labels))
+        return {"loss": loss} | {name: found[name] for name in self.metric_names}
 
     def parts(self, params: Tree) -> tuple[Params, dict[str, HeadFiles]]:
         """The body's parameters, and the head with its label names."""
         labels = None if self.regression else self.labels
-        head = HeadFiles(params["head"], labels, self.regression)
+        head = HeadFiles(params["head"], labels, self.regression, self.config.multi_label)
         return params["model"], {self.criterion.classification_head_name: head}
 
 
-def _files(config: SentencePredictionConfig) -> tuple[Path, Path | None]:
+KIND = TaskKind(
+    SentencePredictionConfig(), (SentencePredictionCriterionConfig(),), SentencePrediction
+)
+
+
+def _as_glue(
+    glue: GlueTask, config: SentencePredictionConfig, criterion: SentencePredictionCriterionConfig
+) -> tuple[SentencePredictionConfig, SentencePredictionCriterionConfig]:
+    """Both, with what the name of a GLUE task says where nothing else was said."""
+    config = dataclasses.replace(
+        config,
+        text_columns=list(config.text_columns or glue.text_columns),
+        label_column=config.label_column or glue.label_column,
+        labels=list(config.labels or glue.labels),
+        label_divisor=config.label_divisor if config.label_divisor != 1 else glue.divisor,
+    )
+    asked: dict[str, Any] = dict.fromkeys(glue.reports, True)
+    return config, dataclasses.replace(criterion, regression_target=glue.regression, **asked)
+
+
+def _check(config: SentencePredictionConfig, criterion: SentencePredictionCriterionConfig) -> None:
+    if not 0 <= criterion.label_smoothing < 1:
+        raise DataError(f"criterion.label_smoothing={criterion.label_smoothing} must be in [0, 1)")
+    if not 0 <= config.token_dropout < 1:
+        raise DataError(f"task.token_dropout={config.token_dropout} must be in [0, 1)")
+    if criterion.rdrop_alpha < 0:
+        raise DataError(f"criterion.rdrop_alpha={criterion.rdrop_alpha} must not be negative")
+    if criterion.rdrop_alpha and (criterion.regression_target or config.multi_label):
+        raise DataError("criterion.rdrop_alpha compares classes that exclude each other")
+    if config.multi_label and criterion.regression_target:
+        raise DataError("task.multi_label and criterion.regression_target exclude each other")
+    if config.multi_label and (not config.label_separator or criterion.label_smoothing):
+        raise DataError("task.multi_label needs a task.label_separator and no label_smoothing")
+    if not config.label_divisor > 0:
+        raise DataError(f"task.label_divisor={config.label_divisor} must be above 0")
+
+
+def _files(config: SentencePredictionConfig, glue: GlueTask | None) -> tuple[Path, Path | None]:
     """The training and validation files."""
-    if config.data is not None and (config.train or config.valid):
-        raise DataError("give task.data or task.train and task.valid, not both")
-    if config.data is None:
-        if not config.train:
-            raise DataError("task.train is not set; give it a .tsv, .csv or .jsonl file")
-        return Path(config.train), Path(config.valid) if config.valid else None
-    folder = _folder(config.data)
-    if not folder.is_dir():
-        raise DataError(f"task.data={folder} is not a directory; for a file use task.train")
-    if (folder / "input0").is_dir():
+    folder = files.folder_of(config)
+    if glue is not None and folder is not None:
+        return glue.find(folder)
+    if folder is not None and (folder / "input0").is_dir():
         raise DataError(
             f"task.data={folder} was binarised by fairseq-preprocess, which is not read yet; "
             "give the texts as task.train and task.valid"
         )
-
-    def find(*stems: str) -> Path | None:
-        names = [
-            f"{stem}{suffix}{gz}" for stem in stems for suffix in FORMATS for gz in ("", ".gz")
-        ]
-        return next((folder / name for name in names if (folder / name).is_file()), None)
-
-    train = find("train")
-    if train is None:
-        raise DataError(f"task.data={folder} has no train{', train'.join(FORMATS)}")
-    return train, find("valid", "dev")
+    return files.table_files(config)
 
 
-def _folder(name: str) -> Path:
-    if not name.startswith("pkg://"):
-        return Path(name)
-    package, _, path = name.removeprefix("pkg://").partition("/")
+def _separated(text: str, separator: str) -> Any:
+    """The labels of a row, each once."""
     try:
-        return Path(str(importlib.resources.files(package))) / path
-    except ModuleNotFoundError:
-        raise DataError(f"task.data={name}: there is no package {package}") from None
+        found = json.loads(text) if text.startswith("[") else text.split(separator)
+    except json.JSONDecodeError:
+        found = text.split(separator)
+    labels = (label if isinstance(label, str) else json.dumps(label) for label in found)
+    return list(dict.fromkeys(label.strip() for label in labels if label.strip()))
 
 
 def _label_names(train: Examples, config: SentencePredictionConfig) -> list[str]:
-    labels = list(config.labels) or sorted(set(train.labels), key=_label_order)
+    of_rows: Any = train.labels
+    found = {label for row in of_rows for label in (row if isinstance(row, list) else [row])}
+    labels = list(config.labels) or sorted(found, key=_label_order)
     for label in labels:
         if labels.count(label) > 1:
             raise DataError(f"task.labels has {label!r} twice")
-    if len(labels) < 2:
+    if not labels:
+        raise DataError(f"{train.path}: no row has a label")
+    if len(labels) < 2 and not config.multi_label:
         raise DataError(
             f"{train.path}: every row has the label {labels[0]!r}; two classes at least are needed "
             "(for numbers to predict, set criterion.regression_target=true)"

@@ -15,12 +15,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from bart_hk.config import ARCHITECTURES, BARTConfig
-from bart_hk.tasks.denoising import DenoisingConfig
-from bart_hk.tasks.losses import CrossEntropyConfig, LabelSmoothedCrossEntropyConfig
-from bart_hk.tasks.sentence_prediction import (
-    SentencePredictionConfig,
-    SentencePredictionCriterionConfig,
-)
+from bart_hk.tasks.kinds import CRITERIA, TASKS
 from bart_hk.training.optim import LR_SCHEDULERS, OPTIMIZERS, betas
 from bart_hk.training.step import EMAConfig
 
@@ -114,27 +109,13 @@ def _model_node(name: str, config: BARTConfig) -> Any:
     return node(name, **{f.name: getattr(config, f.name) for f in dataclasses.fields(BARTConfig)})
 
 
-# fairseq keeps their divisor in the optimization group.
-_SEQUENCE_CRITERIA: tuple[Any, ...] = tuple(
-    kind(sentence_avg="${optimization.sentence_avg}")  # type: ignore[arg-type]
-    for kind in (CrossEntropyConfig, LabelSmoothedCrossEntropyConfig)
-)
-
 # Group -> name -> the node that the name stands for.
 GROUPS: dict[str, dict[str, Any]] = {
-    "task": {"sentence_prediction": SentencePredictionConfig(), "denoising": DenoisingConfig()},
+    "task": {name: kind.config for name, kind in TASKS.items()},
     "model": {name: _model_node(name, config) for name, config in ARCHITECTURES.items()},
-    "criterion": {
-        "sentence_prediction": SentencePredictionCriterionConfig(),
-        **{criterion._name: criterion for criterion in _SEQUENCE_CRITERIA},
-    },
+    "criterion": CRITERIA,
     "optimizer": {name: node() for name, node in OPTIMIZERS.items()},
     "lr_scheduler": {name: node() for name, node in LR_SCHEDULERS.items()},
-}
-# Task -> the criteria that it takes, its default first.
-CRITERIA = {
-    "sentence_prediction": ("sentence_prediction",),
-    "denoising": tuple(criterion._name for criterion in _SEQUENCE_CRITERIA),
 }
 DEFAULTS = {
     "task": "sentence_prediction",
@@ -161,7 +142,8 @@ def complete(config: Mapping[str, Any] | DictConfig | TrainConfig) -> TrainConfi
         for group, options in GROUPS.items():
             default = DEFAULTS[group]
             if group == "criterion":
-                default = CRITERIA[OmegaConf.select(base, "task._name")][0]
+                kind = TASKS[OmegaConf.select(base, "task._name")]
+                default = kind.criteria[0]._name
             chosen = given.get(group, default)
             named = isinstance(chosen, str)
             name = chosen if named else chosen.get("_name", default)

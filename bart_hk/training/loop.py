@@ -312,7 +312,7 @@ class Run:
             values = np.concatenate([np.asarray(r[name])[:count] for count, r in results])
             outputs[name] = np.empty_like(values)
             outputs[name][order] = values
-        return self.task.metrics(outputs)
+        return self.task.metrics(outputs) | self.task.written(self.bart, self.model)
 
     def _write_model(self, directory: Path) -> None:
         body, heads = self.task.parts(jax.device_get(self.model))
@@ -326,7 +326,7 @@ class Run:
             config,
             body,
             heads,
-            {"training": about},
+            {"training": about, **self.task.extras()},
             also=lambda folder: self.encoder.save(folder, longest),
         )
 
@@ -347,7 +347,7 @@ class Run:
 
     def _maximises(self) -> bool:
         asked = self.config.checkpoint.maximize_best_checkpoint_metric
-        return self.metric not in ("loss", "ppl") if asked is None else asked
+        return self.metric not in ("loss", "nll_loss", "ppl") if asked is None else asked
 
     def _check(self) -> None:
         """What the task decides about the config."""

@@ -14,10 +14,9 @@ from bart_hk.config import DROPOUT_RATES, BARTConfig
 from bart_hk.hub.opening import open_model
 from bart_hk.model import BART
 from bart_hk.tasks import Task, Tree
-from bart_hk.tasks.denoising import Denoising
-from bart_hk.tasks.sentence_prediction import SentencePrediction
+from bart_hk.tasks.kinds import TASKS
 from bart_hk.text import TextEncoder, train_bpe
-from bart_hk.training.config import CRITERIA, ConfigError, TrainConfig
+from bart_hk.training.config import ConfigError, TrainConfig
 
 _log = logging.getLogger(__name__)
 
@@ -39,12 +38,11 @@ def make_task(config: TrainConfig) -> Task:
         ConfigError: the criterion is another task's.
     """
     name, criterion = config.task._name, config.criterion._name
-    if criterion not in CRITERIA[name]:
-        raise ConfigError(
-            f"task={name} has criterion={' or '.join(CRITERIA[name])}, not {criterion}"
-        )
-    kind: Any = {"sentence_prediction": SentencePrediction, "denoising": Denoising}[name]
-    return kind(config.task, config.criterion)
+    kind = TASKS[name]
+    known = [offered._name for offered in kind.criteria]
+    if criterion not in known:
+        raise ConfigError(f"task={name} has criterion={' or '.join(known)}, not {criterion}")
+    return kind.make(config.task, config.criterion)
 
 
 def start(config: TrainConfig, task: Task, key: jax.Array) -> Start:
@@ -72,11 +70,11 @@ def start(config: TrainConfig, task: Task, key: jax.Array) -> Start:
         if len(members) > 1:
             raise ConfigError(f"checkpoint.restore_file={restore} names {len(members)} models")
         (files,) = members
-        bart = network(files.config.replace(**rates))
+        bart = network(task.model_config(files.config.replace(**rates)))
         params, heads = files.params, files.heads
     else:
         encoder = _new_encoder(config.task, task)
-        bart = network(_new_config(config.model, encoder))
+        bart = network(task.model_config(_new_config(config.model, encoder)))
         key, body_key = jax.random.split(key)
         params, heads = bart.init(body_key), {}
     task.encode(encoder, bart.config)
@@ -89,8 +87,9 @@ def start(config: TrainConfig, task: Task, key: jax.Array) -> Start:
 
 
 def _new_encoder(config: Any, task: Task) -> TextEncoder:
-    if isinstance(task, Denoising):
-        return TextEncoder.load(task.tokenizer_folder)
+    if task.tokenizer_folder is not None:
+        encoder = TextEncoder.load(task.tokenizer_folder)
+        return encoder.insert_symbols([s for s in task.symbols() if s not in encoder.dictionary])
     if config.tokenizer and config.vocab_size:
         raise ConfigError("give task.tokenizer or task.vocab_size, not both")
     if config.tokenizer:

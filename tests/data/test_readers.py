@@ -1,9 +1,10 @@
 import gzip
 import json
+import lzma
 
 import pytest
 
-from bart_hk.data.readers import DataError, read_examples
+from bart_hk.data.readers import DataError, read_examples, read_table
 
 
 def write(tmp_path, name, text, encoding="utf-8"):
@@ -105,3 +106,25 @@ def test_malformed_files_name_the_line(tmp_path, name, content, message):
 def test_a_missing_file(tmp_path):
     with pytest.raises(DataError, match="none.tsv does not exist"):
         read_examples(tmp_path / "none.tsv")
+
+
+def test_xz_is_unpacked_and_a_damaged_file_is_named(tmp_path):
+    packed = tmp_path / "data.tsv.xz"
+    packed.write_bytes(lzma.compress(b"text\tlabel\na b\t1\n"))
+    examples = read_examples(packed)
+    assert examples.texts == [("a b",)] and examples.lines == [2]
+    packed.write_bytes(packed.read_bytes()[:-9])
+    with pytest.raises(DataError, match="data.tsv.xz cannot be read"):
+        read_examples(packed)
+
+
+def test_a_table_without_a_header_and_with_malformed_rows(tmp_path):
+    path = tmp_path / "data.tsv"
+    path.write_text("x\t1\na\tb\tc\ny\t2\n")
+    table = read_table(path, ["text", "label"], skip_malformed=True)
+    assert [record.fields for record in table.records] == [["x", "1"], ["y", "2"]]
+    assert table.where(1) == f"{path}, line 3" and table.column("label") == 1
+    with pytest.raises(DataError, match="line 2: 3 columns where the header has 2"):
+        read_table(path, ["text", "label"])
+    with pytest.raises(DataError, match="no column 'lable', only text, label; did you mean"):
+        table.column("lable")

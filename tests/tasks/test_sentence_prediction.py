@@ -203,3 +203,109 @@ def test_token_dropout_is_checked(tmp_path):
     without.dictionary = ENCODER.dictionary.without_last()
     with pytest.raises(DataError, match="token_dropout needs a <mask>"):
         make(tmp_path, token_dropout=0.1).encode(without, MODEL)
+
+
+def ready(task):
+    """The task, encoded, with a network without dropout and its parameters."""
+    task.encode(ENCODER, MODEL)
+    bart = BART(MODEL.replace(dropout=0.0))
+    return bart, task.init(bart, random_params(MODEL, 0.05), jax.random.key(1), {})
+
+
+def logits_of(task, bart, params, batch):
+    return np.asarray(task.predict(bart, params, batch)["logits"], np.float64)
+
+
+UNEVEN = "text\tlabel\naa\tno\nbb\tno\ncc dd\tno\naa bb\tyes\n"
+
+
+@pytest.mark.parametrize(
+    ("weights", "of_rows"),
+    [({"yes": 3.0}, [1, 1, 1, 3]), ("balanced", [4 / 6, 4 / 6, 4 / 6, 2])],
+)
+def test_class_weights_are_torchs(tmp_path, weights, of_rows):
+    """sum(w nll) / sum(w), as torch.nn.CrossEntropyLoss(weight=w)."""
+    task = make(tmp_path, UNEVEN, UNEVEN, criterion={"class_weights": weights})
+    bart, params = ready(task)
+    batch = task.train.batch(np.arange(4), length=8, count=6)
+    loss, sums = task.loss(bart, params, None, batch)
+    logits = logits_of(task, bart, params, batch)[:4]
+    nll = np.log(np.exp(logits).sum(1)) - logits[np.arange(4), task.train.targets]
+    assert float(sums["count"]) == pytest.approx(sum(of_rows)) and int(sums["predicted"]) == 4
+    assert float(loss) == pytest.approx(float(np.dot(nll, of_rows)), rel=1e-5)
+    found = task.metrics({"logits": logits})
+    assert found["loss"] == pytest.approx(float(np.average(nll, weights=of_rows)), rel=1e-5)
+
+
+def test_multi_label(tmp_path):
+    rows = 'text\tlabel\naa\tred, blue\nbb\t\ncc dd\tblue\naa bb\t["green", "red"]\n'
+    task = make(tmp_path, rows, rows, multi_label=True)
+    assert task.labels == ["blue", "green", "red"]
+    bart, params = ready(task)
+    assert task.train.targets.tolist() == [[1, 0, 1], [0, 0, 0], [1, 0, 0], [0, 1, 1]]
+    batch = task.train.batch(np.arange(4), length=8, count=5)
+    loss, sums = task.loss(bart, params, None, batch)
+    logits = logits_of(task, bart, params, batch)[:4]
+    p = 1 / (1 + np.exp(-logits))
+    t = task.train.targets
+    each = -(t * np.log(p) + (1 - t) * np.log(1 - p))
+    assert float(loss) == pytest.approx(4 * each.mean(), rel=1e-5) and int(sums["count"]) == 4
+    found = task.metrics({"logits": np.where(t > 0, 5.0, -5.0)})
+    assert [found[name] for name in task.metric_names] == [100, 100, 100]
+    wrong = np.where(t > 0, 5.0, -5.0)
+    wrong[1, 0] = 5.0  # one of twelve decisions, and one row of four
+    found = task.metrics({"logits": wrong})
+    assert found["accuracy"] == 75 and found["micro_f1"] == pytest.approx(100 * 10 / 11)
+    assert found["macro_f1"] == pytest.approx(100 * (4 / 5 + 1 + 1) / 3)
+    _, heads = task.parts(params)
+    head = heads["sentence_classification_head"]
+    assert head.multi_label and head.labels == ["blue", "green", "red"]
+    # A restored head in another order keeps it, and the targets follow.
+    head.labels = ["red", "blue", "green"]
+    other = make(tmp_path, rows, multi_label=True)
+    other.encode(ENCODER, MODEL)
+    other.init(bart, params["model"], jax.random.key(2), {"sentence_classification_head": head})
+    assert other.labels == head.labels
+    assert other.train.targets.tolist() == [[1, 1, 0], [0, 0, 0], [0, 1, 0], [1, 0, 1]]
+
+
+def test_r_drop_adds_the_divergence_of_two_passes(tmp_path):
+    tasks = [make(tmp_path, UNEVEN, criterion={"rdrop_alpha": alpha}) for alpha in (0.0, 1.0, 3.0)]
+    for task in tasks:
+        task.encode(ENCODER, MODEL)
+    key, batch = jax.random.key(3), tasks[0].train.batch(np.arange(4), length=8, count=4)
+    params = tasks[0].init(BART(MODEL), random_params(MODEL, 0.5), jax.random.key(1), {})
+    dropping, still = BART(MODEL.replace(dropout=0.3)), BART(MODEL.replace(dropout=0.0))
+    # Where nothing is dropped the two passes agree, and there is nothing to add.
+    plain, one, three = (float(task.loss(still, params, key, batch)[0]) for task in tasks)
+    assert plain == pytest.approx(one, rel=1e-5) and plain == pytest.approx(three, rel=1e-5)
+    one, three = (float(task.loss(dropping, params, key, batch)[0]) for task in tasks[1:])
+    passes = [tasks[0]._logits(dropping, params, batch, k) for k in jax.random.split(key)]
+    p, q = (np.exp(jax.nn.log_softmax(x)) for x in passes)
+    divergence = ((p * np.log(p / q)).sum() + (q * np.log(q / p)).sum()) / 2
+    assert divergence > 1e-3
+    assert three - one == pytest.approx(2 * divergence / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"criterion": {"class_weights": {"maybe": 2}}}, "there is no label 'maybe'; there are no"),
+        ({"criterion": {"class_weights": {"no": -2}}}, "class_weights.no=-2 must not be negative"),
+        (
+            {"multi_label": True, "criterion": {"report_mcc": True}},
+            "are for classes that exclude each other; with task.multi_label",
+        ),
+        ({"multi_label": True, "criterion": {"rdrop_alpha": 1.0}}, "rdrop_alpha compares classes"),
+        ({"criterion": {"rdrop_alpha": -1.0}}, "rdrop_alpha=-1.0 must not be negative"),
+        (
+            {"multi_label": True, "criterion": {"regression_target": True}},
+            "task.multi_label and criterion.regression_target exclude each other",
+        ),
+        ({"multi_label": True, "valid": "text\tlabel\naa\tyes,maybe\n"}, "line 2: label 'maybe'"),
+    ],
+)
+def test_bad_options_of_classes(tmp_path, arguments, message):
+    with pytest.raises(DataError, match=message) as error:
+        make(tmp_path, **{"train": UNEVEN, **arguments})
+    assert "\n" not in str(error.value)
