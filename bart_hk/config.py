@@ -177,6 +177,19 @@ ARCHITECTURES: dict[str, BARTConfig] = {
         layernorm_embedding=False,
         **_BASE,  # type: ignore[arg-type]
     ),
+    # The one that travels in the package, which fairseq does not have.
+    "bart_mini": BARTConfig(
+        vocab_size=8192,
+        encoder_embed_dim=256,
+        encoder_ffn_embed_dim=1024,
+        encoder_layers=4,
+        encoder_attention_heads=4,
+        decoder_ffn_embed_dim=1024,
+        decoder_layers=4,
+        decoder_attention_heads=4,
+        max_source_positions=256,
+        max_target_positions=256,
+    ),
 }
 
 

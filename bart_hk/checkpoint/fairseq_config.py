@@ -332,7 +332,7 @@ def arguments(config: BARTConfig, task: str, languages: Iterable[str] = ()) -> d
 
 
 def nearest_architecture(config: BARTConfig) -> str:
-    """The architecture that shares most of its fields with `config`."""
+    """The one of fairseq's architectures that shares most of its fields with `config`."""
 
     def likeness(name: str) -> int:
         other = ARCHITECTURES[name]
@@ -341,4 +341,4 @@ def nearest_architecture(config: BARTConfig) -> str:
             for field in dataclasses.fields(config)
         )
 
-    return max(ARCHITECTURES, key=likeness)
+    return max((name for name in ARCHITECTURES if name != "bart_mini"), key=likeness)

@@ -1,0 +1,145 @@
+"""What bart.mini is made of and measured with, on archives of a few lines."""
+
+import io
+import json
+import random
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from bart_hk.checkpoint.huggingface import write_model
+from bart_hk.cli.preprocess import main as preprocess
+from bart_hk.config import BARTConfig
+from bart_hk.text import TextEncoder
+from tests.parameters import random_params
+from tools import evaluate_fill_mask, mini_texts
+
+BOOK = "# Title: A Book\n\n## Author: Nobody\n\n## Year: 1900\n\n-------\n## One\n\nIt _was_ so.\n"
+SUBJECTS = ("the cat", "a dog", "my aunt", "the old king", "every child")
+WORDS = ("red", "green", "small", "big", "slow", "quiet", "warm", "cold")
+
+
+def run(name: str, *arguments: object) -> str:
+    command = [sys.executable, f"tools/{name}.py", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def archives(tmp_path) -> dict[str, Path]:
+    paths = {
+        "books": tmp_path / "books.tar.xz",
+        "reviews": tmp_path / "reviews.zip",
+        "tatoeba": tmp_path / "deu-eng.zip",
+        "abstracts": tmp_path / "train.jsonl",
+    }
+    with tarfile.open(paths["books"], "w:xz") as archive:
+        for name in ("books/Nobody/A Book.md", "books/README.md"):
+            member = tarfile.TarInfo(name)
+            member.size = len(BOOK)
+            archive.addfile(member, io.BytesIO(BOOK.encode()))
+    with zipfile.ZipFile(paths["reviews"], "w") as archive:
+        archive.writestr("movie_reviews/pos/1.txt", "a fine film . \n\nreally . \n")
+        archive.writestr("movie_reviews/README", "about")
+    pairs = [f"Sentence {i}.\tSatz {i}." for i in range(100) for _ in range(2)]
+    with zipfile.ZipFile(paths["tatoeba"], "w") as archive:
+        archive.writestr("deu.txt", "\n".join(pairs))
+    paths["abstracts"].write_text(json.dumps({"source": ["We  show.", " ", "It works."]}) + "\n")
+    return paths
+
+
+def test_texts_of_every_archive(archives, tmp_path):
+    given = [part for name, path in archives.items() for part in (f"--{name}", path)]
+    run("mini_texts", *given, "--output", tmp_path / "texts")
+
+    def text(name: str) -> str:
+        return (tmp_path / "texts" / name / f"{name}.txt").read_text()
+
+    assert text("books") == "One\nIt was so.\n\n"  # and none of the README
+    assert text("reviews") == "a fine film .\nreally .\n\n"
+    assert text("abstracts") == "We show.\nIt works.\n\n"
+    documents = [block.split("\n") for block in text("sentences").strip().split("\n\n")]
+    lines = [line for document in documents for line in document]
+    assert len(lines) == len(set(lines)) < 100
+    assert {f"Sentence {i}." for i in range(100)} - set(lines) == {
+        f"Sentence {i}." for i in range(100) if mini_texts.held_out(f"Sentence {i}.")
+    }
+    assert {len(document) for document in documents[:-1]} == {mini_texts.SENTENCES}
+    # The vocabulary's text: the first paragraph of a book, and all that is short.
+    assert text("mixture").startswith("One\n\na fine film .\n")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Two corpora of simple sentences, with held-out documents."""
+    folder, rng = tmp_path_factory.mktemp("data"), random.Random(1)
+    for name in ("one", "two"):
+        texts = folder / f"{name}.txt"
+        documents = [
+            "\n".join(
+                f"we say that {rng.choice(SUBJECTS)} is {rng.choice(WORDS)} and {rng.choice(WORDS)}"
+                for _ in range(5)
+            )
+            for _ in range(80)
+        ]
+        texts.write_text("\n\n".join(documents))
+        tokenizer = ["--tokenizer", folder / "one"]
+        if name == "one":
+            tokenizer = ["--sentencepiece", "90", "--no-byte-fallback"]
+        made = [texts, *tokenizer, "--valid-share", "0.3", "--output", folder / name, "--quiet"]
+        assert not preprocess([str(part) for part in made])
+    return folder
+
+
+def test_the_model_is_asked_and_compared(data, tmp_path):
+    text = TextEncoder.load(data / "one")
+    config = BARTConfig(
+        vocab_size=len(text.dictionary),
+        encoder_embed_dim=16,
+        encoder_ffn_embed_dim=16,
+        encoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_ffn_embed_dim=16,
+        decoder_layers=1,
+        decoder_attention_heads=2,
+        max_source_positions=64,
+        max_target_positions=64,
+    )
+    write_model(tmp_path / "model", config, random_params(config), also=text.save)
+    out = run("evaluate_fill_mask", tmp_path / "model", data, "--sentences", 40, "--random")
+    lines = out.splitlines()
+    assert lines[0] == "top-1 / top-5 in %, 40 sentences"
+    assert lines[1].split() == ["one", "two", "all"]
+    frequent = lines[2].removeprefix("most frequent words").replace("/", "").split()
+    assert len(frequent) == 6
+    # Of seven words or so "that", "is" and "and" are always there.
+    assert float(frequent[-1]) > 20
+    assert lines[3].split()[0].endswith("model") and lines[4].startswith("random weights")
+
+
+def test_clozes_mask_one_known_word(data):
+    text = TextEncoder.load(data / "one")
+    asked = evaluate_fill_mask.clozes(data / "one", text, 30, seed=1)
+    assert asked == evaluate_fill_mask.clozes(data / "one", text, 30, seed=1)
+    assert asked != evaluate_fill_mask.clozes(data / "one", text, 30, seed=2)
+    for cloze in asked:
+        assert cloze.text.split().count("<mask>") == 1 and not cloze.text.startswith("<mask>")
+        assert evaluate_fill_mask.single_pieces(text, [cloze.answer]) == [True]
+        sentence = cloze.text.replace("<mask>", cloze.answer)
+        assert sentence.startswith("we say that ")
+
+
+def test_shares():
+    asked = [evaluate_fill_mask.Cloze("a <mask>", word) for word in ("b", "c", "d", "e")]
+    answers = [["b", "x"], ["x", "c"], ["x", "y"], ["e", "e"]]
+    assert evaluate_fill_mask.shares(asked, answers) == (50.0, 75.0)
+
+
+def test_data_without_held_out_documents(tmp_path):
+    with pytest.raises(SystemExit, match=r"has no valid\.bin beside a train\.bin"):
+        evaluate_fill_mask.corpora(tmp_path)
