@@ -166,6 +166,15 @@ def read_examples(
     return examples
 
 
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a text file; empty ones at its end are left out.
+
+    Raises:
+        DataError: it is missing, damaged or not UTF-8.
+    """
+    return [line for _, line in _lines(Path(path))]
+
+
 def _label_column(path: Path, header: list[str], asked: str | None) -> str:
     if asked is not None:
         return _present(path, header, asked)

@@ -221,11 +221,12 @@ class GeneratingBART(TextBART):
         """The ids int32 [P] of a target that goes on after `text`, for `prefix_tokens`.
 
         They begin as the model's targets do: with the token that it is forced to begin with, or
-        with `<s>`, unless that is the decoder's start token.
+        with `<s>`, unless that is the decoder's start token or the model was trained without it.
         """
         config = self.config
         first = config.forced_bos_token_id
-        if first is None and config.decoder_start_token_id != config.bos_token_id:
+        learned = self.extras.get("prepend_bos", True)
+        if first is None and learned and config.decoder_start_token_id != config.bos_token_id:
             first = config.bos_token_id
         begin = [] if first is None else [first]
         return np.array([*begin, *self.text.encode(text)], np.int32)

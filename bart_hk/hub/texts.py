@@ -1,6 +1,7 @@
 """Between text and the ids of a loaded BART, in the words of fairseq's hub."""
 
 import types
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 
 from bart_hk.checkpoint.model_files import HeadFiles
 from bart_hk.config import BARTConfig
+from bart_hk.errors import CutTextWarning
 from bart_hk.hub.arrays import Rows, as_array
 from bart_hk.hub.loaded import LoadedBART
 from bart_hk.model import Params
@@ -37,6 +39,7 @@ class TextBART(LoadedBART):
         """From parts; `text=None` makes a model that takes ids only. See `LoadedBART`."""
         super().__init__(config, params, heads, **kwargs)
         self._text = text
+        self._warned_of_cut = False
 
     def save(self, directory: str | Path, head: str | None = None) -> None:  # type: ignore[override]
         """Writes the model, its heads and its tokenizer as a directory that `load` opens.
@@ -98,14 +101,19 @@ class TextBART(LoadedBART):
     ) -> Any:
         """Ids of a sentence, `<s> A </s>`, or of several, `<s> A </s> B </s>`: int32 [N].
 
+        Where the model was trained without `<s>` (`prepend_bos` of task=translation) there is none.
         As in fairseq, a first sentence that is too long is cut, further ones are not (then the
-        row is too long for the model). Special symbols written in the text are ordinary characters.
+        row is too long for the model). A model warns of the first text that it cuts so. Special
+        symbols written in the text are ordinary characters.
 
         Args:
             sentence: a string; or a list of strings and of tuples of strings, for a list of arrays.
             *addl_sentences: further sentences for the same row.
             no_separator: False puts a second `</s>` between sentences.
             truncate: cut the longest sentences until the row fits, keeping every `</s>`.
+
+        Warns:
+            CutTextWarning: a text was cut without `truncate`.
         """
         if isinstance(sentence, list):
             if addl_sentences:
@@ -121,9 +129,22 @@ class TextBART(LoadedBART):
         if truncate:
             parts = _fit(parts, limit, len(separator))
         else:
+            if len(parts[0]) > limit - 2:
+                self._warn_of_cut(len(parts[0]), limit - 2)
             parts[0] = parts[0][: limit - 2]
-        config = self.config
-        return as_array(frame(parts, config.bos_token_id, config.eos_token_id, separator))
+        # A model that was fine-tuned without <s> reads none.
+        bos = self.config.bos_token_id if self.extras.get("prepend_bos", True) else None
+        return as_array(frame(parts, bos, self.config.eos_token_id, separator))
+
+    def _warn_of_cut(self, size: int, room: int) -> None:
+        if not self._warned_of_cut:
+            self._warned_of_cut = True
+            warnings.warn(
+                f"a text of {size} tokens was cut to the {room} that fit this model, as in "
+                "fairseq; later ones will be without a word (truncate=True: this one, too)",
+                CutTextWarning,
+                stacklevel=3,
+            )
 
     def decode(self, tokens: Any) -> Any:
         """The text of ids: a string, or where two `</s>` meet a list of strings.

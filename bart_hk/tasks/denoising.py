@@ -96,7 +96,7 @@ class Denoising(TaskDefaults):
 
     train: NoisedBlocks
     valid: NoisedBlocks | None
-    metric_names = ("ppl", "accuracy")
+    metric_names: tuple[str, ...] = ("ppl", "accuracy")
 
     def __init__(self, config: DenoisingConfig, criterion: CrossEntropyConfig) -> None:
         self.config, self.criterion = config, criterion

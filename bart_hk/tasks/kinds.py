@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from bart_hk.tasks import TaskKind, denoising, sentence_prediction
+from bart_hk.tasks import TaskKind, denoising, sentence_prediction, translation
 
 TASKS: dict[str, TaskKind] = {
-    kind.config._name: kind for kind in (sentence_prediction.KIND, denoising.KIND)
+    kind.config._name: kind for kind in (sentence_prediction.KIND, denoising.KIND, translation.KIND)
 }
 
 # By name, too; tasks may share them.

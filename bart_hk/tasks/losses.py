@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bart_hk.data.readers import DataError
 from bart_hk.model import BART, Params
@@ -31,6 +32,8 @@ class LabelSmoothedCrossEntropyConfig(CrossEntropyConfig):
     _name: str = "label_smoothed_cross_entropy"
     label_smoothing: float = 0.0
     ignore_prefix_size: int = 0  # first target tokens without a loss (a language tag)
+    # R-Drop (Wu et al. 2021): every batch passes twice, and the two are to agree. 0: once.
+    rdrop_alpha: float = 0.0
 
 
 # fairseq keeps their divisor in the optimization group.
@@ -59,16 +62,20 @@ def sequence_loss(
         `nll_loss` (without smoothing), `tokens` (of targets), and where asked for `correct` and
         `predicted` (the tokens that had a loss).
     """
-    keys = (None, None) if key is None else jax.random.split(key)
-    encoded = bart.encode(params, batch["src_tokens"], key=keys[0])
-    decoded = bart.decode(params, batch["prev_output_tokens"], encoded, key=keys[1])
-    logits, target = bart.project(params, decoded.features), batch["target"]
+    target = batch["target"]
     real = target != bart.config.pad_token_id
-    smoothing, ignored = 0.0, 0
-    if isinstance(criterion, LabelSmoothedCrossEntropyConfig):
-        smoothing, ignored = criterion.label_smoothing, criterion.ignore_prefix_size
+    smoothing, ignored, alpha = _smoothing(criterion)
     counted = real & (jnp.arange(target.shape[1]) >= ignored)
+    second = None
+    if alpha and key is not None:
+        key, second = jax.random.split(key)
+    logits = sequence_logits(bart, params, key, batch)
     loss, nll = cross_entropy(logits, target, counted, smoothing)
+    if second is not None:
+        other = sequence_logits(bart, params, second, batch)
+        again, _ = cross_entropy(other, target, counted, smoothing)
+        # Half of the paper's sum, so that the loss is the plain one where both passes agree.
+        loss = (loss + again + alpha * disagreement(logits, other, counted)) / 2
     tokens = real.sum()
     sums = {
         "count": real.any(axis=1).sum() if criterion.sentence_avg else tokens,
@@ -81,16 +88,70 @@ def sequence_loss(
     return loss, sums
 
 
+def sequence_logits(
+    bart: BART, params: Params, key: jax.Array | None, batch: dict[str, jax.Array]
+) -> jax.Array:
+    """Of every target token, [B, T, V]; a key turns dropout on. Traced."""
+    keys = (None, None) if key is None else jax.random.split(key)
+    encoded = bart.encode(params, batch["src_tokens"], key=keys[0])
+    decoded = bart.decode(params, batch["prev_output_tokens"], encoded, key=keys[1])
+    return bart.project(params, decoded.features)
+
+
+def sequence_outputs(
+    bart: BART, params: Params, batch: dict[str, jax.Array], criterion: CrossEntropyConfig
+) -> dict[str, jax.Array]:
+    """Sums of each row, [B]: `loss` as the criterion has it, `nll`, `tokens`, and of those that
+    have a loss `predicted` and `correct`. Traced."""
+    logits, target = sequence_logits(bart, params, None, batch), batch["target"]
+    real = target != bart.config.pad_token_id
+    smoothing, ignored, _ = _smoothing(criterion)
+    counted = real & (jnp.arange(target.shape[1]) >= ignored)
+    logp = jax.nn.log_softmax(logits.astype(jnp.float32))
+    nll = -jnp.take_along_axis(logp, target[..., None], axis=-1)[..., 0]
+    share = smoothing / (logits.shape[-1] - 1) if smoothing else 0.0
+    loss = (1 - smoothing - share) * nll - share * logp.sum(-1) if smoothing else nll
+    return {
+        "loss": jnp.where(counted, loss, 0).sum(1),
+        "nll": jnp.where(counted, nll, 0).sum(1),
+        "tokens": real.sum(1),
+        "predicted": counted.sum(1),
+        "correct": (counted & (logits.argmax(-1) == target)).sum(1),
+    }
+
+
+def sequence_metrics(
+    outputs: dict[str, np.ndarray], criterion: CrossEntropyConfig
+) -> dict[str, float]:
+    """Of `sequence_outputs` of all rows: `loss` by the criterion's divisor, `nll_loss` in nats a
+    token, its exponential `ppl`, and `accuracy` in percent."""
+    sums = {name: float(values.astype(np.float64).sum()) for name, values in outputs.items()}
+    nll = sums["nll"] / sums["tokens"]
+    return {
+        "loss": sums["loss"] / (len(outputs["loss"]) if criterion.sentence_avg else sums["tokens"]),
+        "nll_loss": nll,
+        "ppl": float(np.exp(min(nll, 700.0))),
+        "accuracy": 100 * sums["correct"] / max(sums["predicted"], 1.0),
+    }
+
+
+def _smoothing(criterion: CrossEntropyConfig) -> tuple[float, int, float]:
+    """label_smoothing, ignore_prefix_size and rdrop_alpha, where a criterion has them."""
+    if isinstance(criterion, LabelSmoothedCrossEntropyConfig):
+        return criterion.label_smoothing, criterion.ignore_prefix_size, criterion.rdrop_alpha
+    return 0.0, 0, 0.0
+
+
 def check(criterion: CrossEntropyConfig) -> None:
     """Raises DataError for a value that makes no sense."""
     if not isinstance(criterion, LabelSmoothedCrossEntropyConfig):
         return
     if not 0 <= criterion.label_smoothing < 1:
         raise DataError(f"criterion.label_smoothing={criterion.label_smoothing} must be in [0, 1)")
-    if criterion.ignore_prefix_size < 0:
-        raise DataError(
-            f"criterion.ignore_prefix_size={criterion.ignore_prefix_size} must not be negative"
-        )
+    for name in ("ignore_prefix_size", "rdrop_alpha"):
+        if getattr(criterion, name) < 0:
+            value = getattr(criterion, name)
+            raise DataError(f"criterion.{name}={value} must not be negative")
 
 
 def cross_entropy(

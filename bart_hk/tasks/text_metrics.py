@@ -48,12 +48,13 @@ class TextMetrics:
             **(state or {}),
         }
 
-    def add(self, hypothesis: str, reference: str) -> None:
-        """Counts one row."""
+    def add(self, hypothesis: str, *references: str) -> None:
+        """Counts one row. Of several references BLEU takes the n-grams of all of them, and each
+        ROUGE the one that it is best with."""
         state = self.state
         state["rows"] += 1
         if self._bleu is not None:
-            found = self._bleu.corpus_bleu([hypothesis], [[reference]])
+            found = self._bleu.corpus_bleu([hypothesis], [[text] for text in references])
             state["correct"] = [a + b for a, b in zip(state["correct"], found.counts, strict=True)]
             state["total"] = [a + b for a, b in zip(state["total"], found.totals, strict=True)]
             state["lengths"] = [
@@ -61,7 +62,7 @@ class TextMetrics:
                 state["lengths"][1] + int(found.ref_len),
             ]
         if self._rouge is not None:
-            for name, score in self._rouge.score(reference, hypothesis).items():
+            for name, score in self._rouge.score_multi(references, hypothesis).items():
                 state[name] += score.fmeasure
 
     def results(self) -> dict[str, float]:

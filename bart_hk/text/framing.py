@@ -6,13 +6,13 @@ import numpy as np
 
 
 def frame(
-    parts: Sequence[Sequence[int]], bos: int, eos: int, separator: Sequence[int] = ()
+    parts: Sequence[Sequence[int]], bos: int | None, eos: int, separator: Sequence[int] = ()
 ) -> np.ndarray:
-    """`<s> A </s>` and for each further part `separator B </s>`: int32 [N].
+    """`<s> A </s>` and for each further part `separator B </s>`: int32 [N]. No `<s>` for None.
 
     Source: fairseq `BARTHubInterface.encode`; the separator is empty there by default, or `</s>`.
     """
-    ids = [bos]
+    ids = [] if bos is None else [bos]
     for number, part in enumerate(parts):
         ids += [*(separator if number else ()), *part, eos]
     return np.array(ids, np.int32)

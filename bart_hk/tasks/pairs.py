@@ -1,0 +1,231 @@
+"""Sources and targets: tables, pairs of text files, fairseq's binarised folders.
+
+FOLDER/train.tsv, valid.tsv            columns such as source and target; .csv, .jsonl as well
+FOLDER/train.en, train.de, valid.en, ...                a text on every line
+FOLDER/train.en-de.en.bin, train.en-de.en.idx, ...      of fairseq-preprocess
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bart_hk.data.readers import DataError, read_lines, read_table
+from bart_hk.data.store import TokenStore
+from bart_hk.tasks import files
+
+# Columns under which published data sets keep them.
+SOURCE_COLUMNS = ("source", "src", "document", "article", "dialogue", "text", "email_body")
+TARGET_COLUMNS = ("target", "tgt", "summary", "highlights", "reference", "headline", "subject_line")
+
+
+@dataclass
+class PairsConfig(files.FilesConfig):
+    """Where sources and targets are."""
+
+    # Of text files and binarised folders: the ends of their names, "en" and "de"; found by
+    # themselves where the folder has one pair. With task.train=FOLDER/train they say which files.
+    source_lang: str | None = None
+    target_lang: str | None = None
+    # Of tables; found by their usual names. In JSON a source may be a list of sentences, and a
+    # target a list of references: the first is learned, all of them count in BLEU and ROUGE.
+    source_column: str | None = None
+    target_column: str | None = None
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The rows of one split: texts, or the ids of a store with their `</s>`.
+
+    Attributes:
+        name: of the file, for messages.
+        files: what they were read from.
+        sources: texts, or stores' rows int32 [N].
+        targets: of each row its references, the first of which is learned; or ids.
+        lines: where each row begins.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    sources: Sequence[str] | TokenStore
+    targets: Sequence[Sequence[str]] | TokenStore
+    lines: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def where(self, row: int) -> str:
+        """`FILE, line N`, for messages about a row."""
+        return f"{self.name}, line {self.lines[row]}"
+
+    def texts(self) -> Iterable[str]:
+        """Of both sides; none where they are ids."""
+        if isinstance(self.sources, TokenStore) or isinstance(self.targets, TokenStore):
+            return
+        yield from self.sources
+        for references in self.targets:
+            yield from references[:1]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training and validation rows; `languages` and `binarised` where the names say so."""
+
+    train: Pairs
+    valid: Pairs | None
+    languages: tuple[str, str] | None = None
+    binarised: bool = False
+
+
+def read_splits(config: PairsConfig) -> Splits:
+    """Finds and reads everything.
+
+    Raises:
+        DataError: a file or a column is missing, files have different lengths, a text is empty.
+    """
+    if (config.source_lang is None) != (config.target_lang is None):
+        raise DataError("give task.source_lang and task.target_lang, or neither")
+    given = None
+    if config.source_lang is not None and config.target_lang is not None:
+        given = config.source_lang, config.target_lang
+    folder = files.folder_of(config)
+    if folder is None:
+        if given is None or not config.train:
+            train, valid = files.table_files(config)
+            return Splits(_table(train, config), _table(valid, config) if valid else None)
+        found = _lines_of(Path(config.train), given)
+        return Splits(found, _lines_of(Path(config.valid), given) if config.valid else None, given)
+    stores = sorted(
+        match.group(1, 2)
+        for path in folder.glob("train.*-*.*.idx")
+        if (match := re.fullmatch(r"train\.(.+)-(.+)\.\1\.idx", path.name))
+    )
+    if stores:
+        pair = _chosen(folder, stores, given)
+        return Splits(*_both(folder, ".idx", lambda p: _stores(p, pair), pair), pair, True)
+    if given is None and files.find_table(folder, ("train",)) is not None:
+        train, valid = files.table_files(config)
+        return Splits(_table(train, config), _table(valid, config) if valid else None)
+    pair = given or ("source", "target")
+    if not (folder / f"train.{pair[0]}").is_file():
+        raise DataError(
+            f"task.data={folder} has no train.tsv, .csv or .jsonl, no train.{pair[0]} and no "
+            f"train.{pair[0]}-{pair[1]}.{pair[0]}.idx; name the files with task.train, or the "
+            "languages with task.source_lang and task.target_lang"
+        )
+    return Splits(*_both(folder, "", lambda p: _lines_of(p, pair), pair), pair)
+
+
+def _chosen(
+    folder: Path, there: Sequence[tuple[str, ...]], given: tuple[str, str] | None
+) -> tuple[str, str]:
+    """The direction that is asked for, or the only one; fairseq stores one under one name."""
+    known = ", ".join(f"{a}-{b}" for a, b in there)
+    if given is None:
+        if len(there) > 1:
+            raise DataError(
+                f"task.data={folder} has {known}; choose with task.source_lang and task.target_lang"
+            )
+        return there[0][0], there[0][1]
+    if given not in there and given[::-1] not in there:
+        raise DataError(f"task.data={folder} has {known}, not {'-'.join(given)}")
+    return given
+
+
+def _both(
+    folder: Path, suffix: str, read: Callable[[Path], Pairs], pair: tuple[str, str]
+) -> tuple[Pairs, Pairs | None]:
+    """train, and whichever validation split is there."""
+    one, other = pair
+    ends = [one]
+    if suffix:
+        ends = [f"{one}-{other}.{one}{suffix}", f"{other}-{one}.{one}{suffix}"]
+    for name in files.VALID_NAMES:
+        if any((folder / f"{name}.{end}").is_file() for end in ends):
+            return read(folder / "train"), read(folder / name)
+    return read(folder / "train"), None
+
+
+def _stores(prefix: Path, pair: tuple[str, str]) -> Pairs:
+    """PREFIX.en-de.en and PREFIX.en-de.de; or of de-en, as in fairseq."""
+    source, target = pair
+    stem = f"{prefix.name}.{source}-{target}"
+    if not (prefix.parent / f"{stem}.{source}.idx").is_file():
+        stem = f"{prefix.name}.{target}-{source}"
+    one, other = (TokenStore(prefix.parent / f"{stem}.{language}") for language in pair)
+    if len(one) != len(other):
+        raise DataError(
+            f"{one.prefix} has {len(one)} rows and {other.prefix} {len(other)}; they go row by "
+            "row: make both again from texts of the same length"
+        )
+    paths = tuple(
+        Path(f"{store.prefix}{end}") for store in (one, other) for end in (".bin", ".idx")
+    )
+    return Pairs(str(one.prefix), paths, one, other, range(1, len(one) + 1))
+
+
+def _lines_of(prefix: Path, pair: tuple[str, str]) -> Pairs:
+    """PREFIX.en and PREFIX.de."""
+    paths = tuple(Path(f"{prefix}.{language}") for language in pair)
+    sources, targets = (read_lines(path) for path in paths)
+    if len(sources) != len(targets):
+        raise DataError(
+            f"{paths[0]} has {len(sources)} lines and {paths[1]} {len(targets)}; they go line by "
+            "line, so both need the same number"
+        )
+    if not sources:
+        raise DataError(f"{paths[0]} is empty")
+    lines = range(1, len(sources) + 1)
+    for path, texts in zip(paths, (sources, targets), strict=True):
+        for line, text in zip(lines, texts, strict=True):
+            if not text.strip():
+                raise DataError(
+                    f"{path}, line {line} is empty; remove it there and in the other file"
+                )
+    return Pairs(str(paths[0]), paths, sources, [[text] for text in targets], lines)
+
+
+def _table(path: Path, config: PairsConfig) -> Pairs:
+    table = read_table(path)
+    names = [
+        asked or next((name for name in usual if name in table.header), None)
+        for asked, usual in (
+            (config.source_column, SOURCE_COLUMNS),
+            (config.target_column, TARGET_COLUMNS),
+        )
+    ]
+    for name, option in zip(names, ("source_column", "target_column"), strict=True):
+        if name is None:
+            raise DataError(
+                f"{path} has the columns {', '.join(table.header)}: name the one with the "
+                f"{option.partition('_')[0]}s in task.{option}"
+            )
+    columns = [table.column(str(name)) for name in names]
+    if columns[0] == columns[1]:
+        raise DataError(f"task.source_column and task.target_column are both {names[0]}")
+    in_json = ".jsonl" in path.suffixes
+    sources, targets = [], []
+    for row, record in enumerate(table.records):
+        source, references = (_texts(record.fields[c], in_json) for c in columns)
+        for name, texts in zip(names, (source, references), strict=True):
+            if not texts or not all(text.strip() for text in texts):
+                raise DataError(f"{table.where(row)}: {name!r} is empty; remove the line")
+        sources.append(" ".join(source))
+        targets.append(references)
+    if not sources:
+        raise DataError(f"{path} has a header and no rows")
+    lines = [record.line for record in table.records]
+    return Pairs(str(path), (path,), sources, targets, lines)
+
+
+def _texts(field: str, in_json: bool) -> list[str]:
+    """A field's text; of a JSON list its texts."""
+    if in_json and field.startswith("["):
+        try:
+            found = json.loads(field)
+        except json.JSONDecodeError:
+            return [field]
+        if all(isinstance(text, str) for text in found):
+            return [text.strip() for text in found]
+    return [field]

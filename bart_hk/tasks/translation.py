@@ -1,0 +1,294 @@
+"""Writing a text from a text: summarisation, translation, dialogue. fairseq's `translation`.
+
+Shapes: B rows, S source tokens, T target tokens.
+
+What surrounds the texts is the same in training and when the model is used, since it is stored with
+the model: `prepend_bos` decides whether both sides begin with `<s>`, as in BART's pretraining and
+the hub, or not, as `fairseq-preprocess` leaves them:
+
+    prepend_bos     source        decoder reads    decoder writes    generation begins with
+    true            <s> A </s>    </s> <s> B       <s> B </s>        <s>
+    false           A </s>        </s> B           B </s>            anything
+"""
+
+import dataclasses
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from bart_hk.config import BARTConfig
+from bart_hk.data.batching import bucket, pad_rows
+from bart_hk.data.readers import DataError
+from bart_hk.data.store import TokenStore
+from bart_hk.generation.generator import Generator
+from bart_hk.generation.options import GenerationOptions
+from bart_hk.model import BART, Params
+from bart_hk.tasks import Batch, TaskDefaults, TaskKind, files, losses
+from bart_hk.tasks.losses import CrossEntropyConfig
+from bart_hk.tasks.pairs import Pairs, PairsConfig, read_splits
+from bart_hk.tasks.text_metrics import TextMetrics
+from bart_hk.text import TextEncoder
+
+_log = logging.getLogger(__name__)
+
+Tree = dict[str, Params]  # {"model": the body's parameters}
+
+# Targets have fewer lengths than sources: every pair of both is a program.
+_TARGET_BUCKETS = (8, 16, 32, 64, 128, 256, 512)
+
+
+@dataclass
+class TranslationConfig(PairsConfig):
+    """Where the texts are, how long they may be, and how the model is judged."""
+
+    _name: str = "translation"
+    prepend_bos: bool = True  # see the top of bart_hk/tasks/translation.py
+    max_source_positions: int = 1024
+    max_target_positions: int = 1024
+    # What is longer: cut its end, but keep </s>; or leave out the row. Neither: an error.
+    truncate_source: bool = False
+    truncate_target: bool = False
+    skip_invalid_size_inputs: bool = False
+    # Texts written for the validation rows: sacrebleu's BLEU, rouge-score's ROUGE.
+    eval_bleu: bool = False
+    eval_rouge: bool = False
+    eval_rows: int = 0  # the first of them alone; 0: all
+    # How: {beam: 4, max_len_b: 60, ...}. Stored with the model, as its defaults.
+    generation: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class EncodedPairs:
+    """The rows of a split as ids."""
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        rows: np.ndarray,
+        sources: list[np.ndarray],
+        targets: list[np.ndarray],
+        config: BARTConfig,
+    ) -> None:
+        self.pairs, self.sources, self.targets = pairs, sources, targets
+        self.rows = rows  # of `pairs`
+        longest = [max(len(a), len(b)) for a, b in zip(sources, targets, strict=True)]
+        self.lengths = np.array(longest, np.int64)
+        self._pad, self._start = config.pad_token_id, config.decoder_start_token_id
+
+    def batch(self, rows: np.ndarray, length: int, count: int) -> Batch:
+        """src_tokens int32 [B, S], prev_output_tokens and target int32 [B, T]; S is `length`."""
+        targets = [self.targets[i] for i in rows]
+        buckets = [b for b in _TARGET_BUCKETS if b < length] + [length]
+        target_length = bucket(max(map(len, targets)), buckets)
+        shifted = [np.concatenate([[self._start], row[:-1]]) for row in targets]
+        return {
+            "src_tokens": pad_rows([self.sources[i] for i in rows], self._pad, length, count),
+            "prev_output_tokens": pad_rows(shifted, self._pad, target_length, count),
+            "target": pad_rows(targets, self._pad, target_length, count),
+        }
+
+    def where(self, rows: Sequence[int]) -> str:
+        """File and lines of some rows."""
+        lines = ", ".join(str(self.pairs.lines[self.rows[i]]) for i in rows)
+        return f"{self.pairs.name}, lines {lines}"
+
+
+class Translation(TaskDefaults):
+    """The task; see `bart_hk.tasks.Task` for what its methods are for.
+
+    Raises (when made):
+        DataError: a file or an option is not as it should be.
+    """
+
+    train: EncodedPairs
+    valid: EncodedPairs | None
+
+    def __init__(self, config: TranslationConfig, criterion: CrossEntropyConfig) -> None:
+        self.config, self.criterion = config, criterion
+        losses.check(criterion)
+        self._names = tuple(name for name in ("bleu", "rouge") if getattr(config, f"eval_{name}"))
+        self._text_metrics()  # are installed
+        self._options = _options(config)
+        self._splits = read_splits(config)
+        self.validates = self._splits.valid is not None
+        if self._splits.binarised:
+            self.tokenizer_folder = config.data
+        rouge = ("rouge1", "rouge2", "rougeL") if config.eval_rouge else ()
+        bleu = ("bleu",) if config.eval_bleu else ()
+        self.metric_names = ("nll_loss", "ppl", "accuracy", *bleu, *rouge)
+        if self._names and not self.validates:
+            raise DataError(
+                f"task.eval_{self._names[0]}=true needs texts to compare with; set task.valid"
+            )
+        self._generator: tuple[BART, Generator] | None = None
+
+    def _text_metrics(self) -> TextMetrics:
+        try:
+            return TextMetrics(self._names)
+        except ImportError as error:
+            raise DataError(f"task.eval_{self._names[0]}=true: {error}") from None
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The files' digests."""
+        found = {"train": files.digest(*self._splits.train.files)}
+        if self._splits.valid is not None:
+            found["valid"] = files.digest(*self._splits.valid.files)
+        return found
+
+    def texts(self) -> Iterable[str]:
+        """Sources and targets to train on."""
+        return self._splits.train.texts()
+
+    def model_config(self, config: BARTConfig) -> BARTConfig:
+        """Generation is forced to begin as targets do."""
+        first = config.bos_token_id if self.config.prepend_bos else None
+        return config.replace(forced_bos_token_id=first)
+
+    def extras(self) -> dict[str, Any]:
+        """How texts are surrounded, and how the model generates."""
+        return {
+            "prepend_bos": self.config.prepend_bos,
+            "generation": dict(self.config.generation),
+        }
+
+    def encode(self, encoder: TextEncoder, config: BARTConfig) -> None:
+        """Encodes both splits; says how many rows were cut or left out.
+
+        Raises:
+            DataError: rows are too long, or ids are not of the model's vocabulary.
+        """
+        self._encoder = encoder
+        self.train = self._encode(self._splits.train, encoder, config)
+        valid = self._splits.valid
+        self.valid = None if valid is None else self._encode(valid, encoder, config)
+
+    def _begin(self, ids: np.ndarray, config: BARTConfig) -> np.ndarray:
+        """A row without its end."""
+        bos = [config.bos_token_id] if self.config.prepend_bos else []
+        return np.array([*bos, *ids], np.int32)
+
+    def _encode(self, pairs: Pairs, encoder: TextEncoder, config: BARTConfig) -> EncodedPairs:
+        asked = self.config
+        sides: list[list[np.ndarray]] = []
+        fits = np.ones(len(pairs), bool)
+        for side, texts, limit, cuts in (
+            ("source", pairs.sources, config.max_source_positions, asked.truncate_source),
+            ("target", pairs.targets, config.max_target_positions, asked.truncate_target),
+        ):
+            most = min(getattr(asked, f"max_{side}_positions"), limit)
+            ends = self._end(side, encoder, config)
+            rows = [self._begin(ids, config) for ids in _ids(texts, encoder, config)]
+            room = most - len(ends)
+            long = np.flatnonzero([len(row) > room for row in rows])
+            if len(long) and cuts:
+                _log.info("%s: %d %ss cut to %d tokens", pairs.name, len(long), side, most)
+            elif len(long) and not asked.skip_invalid_size_inputs:
+                first = int(long[0])
+                raise DataError(
+                    f"{pairs.where(first)}: its {side} has {len(rows[first]) + len(ends)} tokens, "
+                    f"and {most} is the limit (of {len(long)} of {len(rows)} rows); set "
+                    f"task.truncate_{side}=true or task.skip_invalid_size_inputs=true"
+                )
+            else:
+                fits[long] = False
+            sides.append([np.concatenate([row[:room], ends]).astype(np.int32) for row in rows])
+        chosen = np.flatnonzero(fits)
+        if len(chosen) < len(pairs):
+            left = len(pairs) - len(chosen)
+            _log.info("%s: %d of %d rows left out, too long", pairs.name, left, len(pairs))
+        if not len(chosen):
+            raise DataError(f"{pairs.name}: every row is too long; set task.truncate_source=true")
+        sources, targets = ([side[i] for i in chosen] for side in sides)
+        return EncodedPairs(pairs, chosen, sources, targets, config)
+
+    def _end(self, side: str, encoder: TextEncoder, config: BARTConfig) -> list[int]:
+        """What ends a row, however much of it is cut."""
+        return [config.eos_token_id]
+
+    def init(self, bart: BART, params: Params, key: jax.Array, restored: dict[str, Any]) -> Tree:
+        """The body alone; heads of a restored model are left behind."""
+        return {"model": params}
+
+    def loss(
+        self, bart: BART, params: Tree, key: jax.Array, batch: dict[str, jax.Array]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The summed loss over target tokens. Traced."""
+        return losses.sequence_loss(bart, params["model"], key, batch, self.criterion)
+
+    def predict(
+        self, bart: BART, params: Tree, batch: dict[str, jax.Array]
+    ) -> dict[str, jax.Array]:
+        """Each row's sums; see `losses.sequence_outputs`. Traced."""
+        return losses.sequence_outputs(bart, params["model"], batch, self.criterion)
+
+    def metrics(self, outputs: dict[str, np.ndarray]) -> dict[str, float]:
+        """`loss` as the criterion has it, `nll_loss`, `ppl` and `accuracy` of the next token."""
+        return losses.sequence_metrics(outputs, self.criterion)
+
+    def written(self, bart: BART, params: Tree) -> dict[str, float]:
+        """BLEU and ROUGE, if asked for."""
+        if not self._names:
+            return {}
+        metrics = self._text_metrics()
+        for hypothesis, references in zip(*self.hypotheses(bart, params), strict=True):
+            metrics.add(hypothesis, *references)
+        return metrics.results()
+
+    def hypotheses(self, bart: BART, params: Tree) -> tuple[list[str], list[Sequence[str]]]:
+        """What the model writes for the validation rows, and their references."""
+        assert self.valid is not None  # whoever asks for metrics has it
+        if self._generator is None or self._generator[0] is not bart:
+            self._generator = bart, Generator(bart)
+        valid, count = self.valid, self.config.eval_rows or len(self.valid.sources)
+        found = self._generator[1].generate(
+            params["model"], valid.sources[:count], self._options, attention=False
+        )
+        texts = [self._text(best["tokens"], bart.config) for best, *_ in found]
+        stored = valid.pairs.targets
+        if isinstance(stored, TokenStore):
+            references: list[Sequence[str]] = [
+                [self._text(row, bart.config)] for row in valid.targets[:count]
+            ]
+        else:
+            references = [stored[i] for i in valid.rows[:count]]
+        return texts, references
+
+    def _text(self, ids: Iterable[int], config: BARTConfig) -> str:
+        special = (config.bos_token_id, config.eos_token_id, config.pad_token_id)
+        return self._encoder.decode([int(i) for i in ids if i not in special])
+
+    def parts(self, params: Tree) -> tuple[Params, dict[str, Any]]:
+        """The body's parameters; there is no head."""
+        return params["model"], {}
+
+
+KIND = TaskKind(
+    TranslationConfig(),
+    (
+        next(c for c in losses.SEQUENCE_CRITERIA if c._name.startswith("label_smoothed")),
+        *(c for c in losses.SEQUENCE_CRITERIA if not c._name.startswith("label_smoothed")),
+    ),
+    Translation,
+)
+
+
+def _ids(texts: Any, encoder: TextEncoder, config: BARTConfig) -> list[np.ndarray]:
+    """The ids of texts, of first references, or of a store's rows without their `</s>`."""
+    if isinstance(texts, TokenStore):
+        texts.check_vocabulary(len(encoder.dictionary), "the model's tokenizer")
+        rows = [texts[i] for i in range(len(texts))]
+        return [r[:-1] if len(r) and r[-1] == config.eos_token_id else r for r in rows]
+    plain = [text if isinstance(text, str) else text[0] for text in texts]
+    return [np.array(ids, np.int32) for ids in encoder.encode_batch(plain)]
+
+
+def _options(config: TranslationConfig) -> GenerationOptions:
+    if config.eval_rows < 0:
+        raise DataError(f"task.eval_rows={config.eval_rows} must not be negative")
+    try:
+        return GenerationOptions.from_kwargs(**dict(config.generation))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"task.generation: {error}") from None
