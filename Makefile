@@ -23,10 +23,12 @@ export TEXT
 test: .venv/installed
 	.venv/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_FLAGS)
 
-# The goldens again, and live comparisons with the real fairseq, transformers and torch.
-parity: .venv/torch .venv-oracle/installed
-	BART_HK_ORACLE=$(CURDIR)/.venv-oracle/bin/python .venv/bin/python tools/make_goldens.py --check
-	BART_HK_ORACLE=$(CURDIR)/.venv-oracle/bin/python .venv/bin/python -m pytest tests/parity $(PYTEST_FLAGS)
+# The goldens again, and live comparisons with the real fairseq, transformers, torch and Flax.
+parity: export BART_HK_ORACLE = $(CURDIR)/.venv-oracle/bin/python
+parity: export BART_HK_PEERS = $(CURDIR)/.venv-peers/bin/python
+parity: .venv/torch .venv-oracle/installed .venv-peers/installed
+	.venv/bin/python tools/make_goldens.py --check
+	.venv/bin/python -m pytest tests/parity $(PYTEST_FLAGS)
 
 # The real checkpoints, a few gigabytes each, say what is published about them. Needs the network.
 published: .venv/installed

@@ -30,8 +30,11 @@ import numpy as np
 
 from bart_hk.checkpoint.fairseq_file import read_fairseq
 from bart_hk.checkpoint.files import CheckpointError, TensorFile
+from bart_hk.checkpoint.flax import FLAX_WEIGHTS
 from bart_hk.checkpoint.huggingface import read_model, write_model
 from bart_hk.checkpoint.model_files import HeadFiles
+from bart_hk.checkpoint.msgpack_file import ArrayFile
+from bart_hk.checkpoint.per_head import PER_HEAD_WEIGHTS
 from bart_hk.checkpoint.tree import parameter_shapes
 from bart_hk.config import BARTConfig
 from bart_hk.torch_format import read_torch
@@ -168,7 +171,15 @@ def _read_archive(path: Path) -> None:
         assert not (left or links), f"made {left} outside of its folder, {links} inside"
 
 
-def _small_model(folder: Path) -> Path:
+def _read_arrays(path: Path) -> None:
+    """By itself, and as the weights of the model beside whose config it is."""
+    file = ArrayFile(path)
+    for name in file.names():
+        assert file.read(name).shape == file.shape(name)
+    read_model(path)
+
+
+def _small_model(folder: Path, **options: Any) -> Path:
     """A model's directory as we write it."""
     config = BARTConfig(
         vocab_size=20,
@@ -189,7 +200,7 @@ def _small_model(folder: Path) -> Path:
     ones = np.ones((8, 8), np.float32), np.ones(8, np.float32)
     head = HeadFiles({name: {"w": ones[0], "b": ones[1]} for name in ("dense", "out_proj")})
     heads, extras = {"mood": head}, {"generation": {"beam": 4}}
-    write_model(folder / "model", config, params, heads, extras)
+    write_model(folder / "model", config, params, heads, extras, **options)
     return folder / "model"
 
 
@@ -236,6 +247,33 @@ class Safetensors(Kind):
         self.seeds = [("x.safetensors", content), ("x.safetensors", content[:length])]
         self.damage = lambda data, rng: damaged(data, rng).ljust(len(content), b"\0")
         self.read = _read_tensors
+
+
+class Msgpack(Kind):
+    """Flax's weights, and those of bart-base-jax, whose shapes also say what the config is."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        self.seeds = []
+        for layout in (FLAX_WEIGHTS, PER_HEAD_WEIGHTS):
+            model = _small_model(folder, layout=layout)
+            content = (model / layout).read_bytes()
+            self.seeds += [(layout, content), (layout, content[: len(content) // 4])]
+            if layout == FLAX_WEIGHTS:
+                (folder / "config.json").write_bytes((model / "config.json").read_bytes())
+            shutil.rmtree(model)
+        self.read = self._read
+
+    def _read(self, path: Path) -> None:
+        config = path.parent / "config.json"
+        aside = config.with_name("aside.json")
+        if path.name == PER_HEAD_WEIGHTS:
+            config.rename(aside)
+        try:
+            _read_arrays(path)
+        finally:
+            if aside.exists():
+                aside.rename(config)
 
 
 class Config(Kind):
@@ -295,6 +333,7 @@ KINDS: dict[str, type[Kind]] = {
     "zip": Zip,
     "legacy": Legacy,
     "safetensors": Safetensors,
+    "msgpack": Msgpack,
     "config": Config,
     "tar": Tar,
     "zip-archive": ZipArchive,

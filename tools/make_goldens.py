@@ -1,11 +1,11 @@
 """Record the oracles' answers again: `python tools/make_goldens.py [--check] [NAME ...]`.
 
 Each recorder `tools/goldens/NAME.py OUT_DIR` runs in the oracle's interpreter (real fairseq, torch
-and transformers) and fills the folder `tests/goldens/NAME`. With `--check` nothing in the
-repository changes: the recorders write to a temporary folder, and any difference from what is
-committed fails. Integers, text and structure must be equal; floats, which depend on the machine,
-may differ by `RTOL` and `ATOL`. Versions are not compared: the check is there to find out whether
-newer ones give the same numbers.
+and transformers; or that of the peers, with Flax) and fills the folder `tests/goldens/NAME`. With
+`--check` nothing in the repository changes: the recorders write to a temporary folder, and any
+difference from what is committed fails. Integers, text and structure must be equal; floats, which
+depend on the machine, may differ by `RTOL` and `ATOL`. Versions are not compared: the check is
+there to find out whether newer ones give the same numbers.
 
 What cannot be made again bit for bit (weights trained for a minute) is an input, not a golden: it
 is kept in `tests/goldens/inputs`, and the recorders that use it hash it.
@@ -26,11 +26,13 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
+from bart_hk.checkpoint.msgpack_file import ArrayFile
 from bart_hk.torch_format import read_torch
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDERS = ROOT / "tools" / "goldens"
 GOLDENS = ROOT / "tests" / "goldens"
+PEERS = {"flax_models"}  # recorders that run in .venv-peers, since flax cannot be beside fairseq
 RTOL = 1e-4
 ATOL = 1e-5
 
@@ -71,8 +73,12 @@ def read_golden(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             arrays = {name: file.get_tensor(name) for name in list(file.keys())}
     elif path.suffix == ".pt":  # a golden beside it says what made it
         content = {"made_by": {"versions": {}}, "object": _without_arrays(read_torch(path), arrays)}
+    elif path.suffix in (".msgpack", ".dat"):  # as .pt
+        file = ArrayFile(path)
+        content = {"made_by": {"versions": {}}}
+        arrays = {name: file.read(name) for name in file.names()}
     else:
-        raise ValueError(f"{path}: a golden is a .json, a .safetensors or a .pt file")
+        raise ValueError(f"{path}: a golden is a .json, .safetensors, .pt, .msgpack or .dat file")
     content["made_by"].pop("versions")
     return content, arrays
 
@@ -130,6 +136,11 @@ def main(argv: list[str] | None = None) -> int:
         default=os.environ.get("BART_HK_ORACLE", str(ROOT / ".venv-oracle" / "bin" / "python")),
         help="interpreter with fairseq, torch and transformers (default: $BART_HK_ORACLE)",
     )
+    parser.add_argument(
+        "--peers",
+        default=os.environ.get("BART_HK_PEERS", str(ROOT / ".venv-peers" / "bin" / "python")),
+        help=f"interpreter with flax, of {', '.join(sorted(PEERS))} (default: $BART_HK_PEERS)",
+    )
     args = parser.parse_args(argv)
     known = recorder_names()
     unknown = sorted(set(args.names) - set(known))
@@ -140,7 +151,8 @@ def main(argv: list[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as temporary:
             out = Path(temporary) / name
             out.mkdir()
-            command = [args.oracle, str(RECORDERS / f"{name}.py"), str(out)]
+            interpreter = args.peers if name in PEERS else args.oracle
+            command = [interpreter, str(RECORDERS / f"{name}.py"), str(out)]
             subprocess.run(command, check=True, cwd=ROOT)
             found = list(folder_differences(GOLDENS / name, out)) if args.check else []
             if not args.check:

@@ -6,9 +6,9 @@ import math
 import os
 import shutil
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -158,6 +158,35 @@ def aligned(size: int) -> np.ndarray:
     return whole[start : start + size]
 
 
+class Tensors(Protocol):
+    """A file of named tensors."""
+
+    path: Path
+
+    def names(self) -> list[str]: ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
+    def read(self, name: str) -> np.ndarray: ...
+
+
+def read_at(descriptor: int, pieces: Iterable[tuple[int, int]]) -> np.ndarray:
+    """The bytes of a file's pieces (offset, length), one after the other, in memory of their own.
+
+    Raises ValueError where the file ends before.
+    """
+    pieces = tuple(pieces)
+    buffer, filled = aligned(sum(length for _, length in pieces)), 0
+    for begin, length in pieces:
+        read = 0
+        while read < length:  # the kernel reads 2 GB at once at most
+            rest = buffer.data[filled : filled + length - read]
+            some = os.preadv(descriptor, [rest], begin + read)
+            if not some:
+                raise ValueError("the file was cut short while it was read")
+            read += some
+            filled += some
+    return buffer
+
+
 class TensorFile:
     """A .safetensors file, read one tensor at a time.
 
@@ -208,13 +237,7 @@ class TensorFile:
             if dtype is None:  # no parameter
                 return self._file.get_tensor(name)
             begin, end = entry["data_offsets"]
-            buffer, read = aligned(end - begin), 0
-            while read < end - begin:  # the kernel reads 2 GB at once at most
-                rest = buffer.data[read:]
-                some = os.preadv(self._descriptor, [rest], self._data + begin + read)
-                if not some:
-                    raise ValueError("the file was cut short while it was read")
-                read += some
+            buffer = read_at(self._descriptor, [(self._data + begin, end - begin)])
             return buffer.view(dtype).reshape(entry["shape"])
         except (SafetensorError, TypeError, ValueError, LookupError, AttributeError) as error:
             reason = shown(str(error))

@@ -1,6 +1,7 @@
 """The model directory: Hugging Face's `config.json` and `model.safetensors`, read and written.
 
-`transformers` opens what `write_model` writes and computes the same. What its format has no place
+`transformers` opens what `write_model` writes and computes the same (`flax_model.msgpack` opens in
+its Flax models, and `params.dat` in those of `per_head.py`). What its format has no place
 for stays beside it: named classification heads in `heads.safetensors`, everything else in
 `bart_hk.json`. A BART whose structure transformers cannot express at all is written with the model
 type `bart_hk`, which transformers refuses instead of computing something else.
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from bart_hk.checkpoint import files, tree
+from bart_hk.checkpoint.flax import FLAX_WEIGHTS, flax_lacks, flax_tensors
 from bart_hk.checkpoint.huggingface_config import (
     GENERATION_IDS,
     beyond_json,
@@ -24,12 +26,20 @@ from bart_hk.checkpoint.huggingface_config import (
     transformers_lacks,
 )
 from bart_hk.checkpoint.model_files import HeadFiles, ModelFiles
+from bart_hk.checkpoint.msgpack_file import ArrayFile, write_arrays
+from bart_hk.checkpoint.per_head import (
+    PER_HEAD_WEIGHTS,
+    PerHeadNames,
+    per_head_lacks,
+    per_head_tree,
+)
 from bart_hk.checkpoint.tree import Params
-from bart_hk.checkpoint.weights import WEIGHTS, Weights, float_dtype, write_weights
+from bart_hk.checkpoint.weights import LAYOUTS, WEIGHTS, Weights, float_dtype, write_weights
 from bart_hk.config import BARTConfig
 from bart_hk.errors import CheckpointError, shown
 
 Place = Callable[[np.ndarray], Any]
+Tensors = dict[str, files.MakeTensor]
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -68,6 +78,8 @@ def read_model(directory: str | Path, dtype: Any = None, place: Place | None = N
     `bart_hk.json` names it. Weights are mapped and read one tensor at a time.
 
     Args:
+        directory: may be a single file in the layout of `per_head.py`; where no config.json is
+            beside it, the config follows from its shapes.
         dtype: of the parameters, such as "float32" or "bfloat16"; as stored if None.
         place: what becomes of each parameter (heads apart) before the next one is read, such as
             `jax.device_put`; so a model is not in memory twice. The array is nobody else's.
@@ -93,6 +105,11 @@ def read_model(directory: str | Path, dtype: Any = None, place: Place | None = N
 
 
 def _read_model(directory: Path, dtype: Any, place: Place | None) -> ModelFiles:
+    weights_from = directory
+    if directory.is_file():
+        if not (directory.parent / CONFIG).exists():
+            return _read_without_config(directory, dtype, place)
+        directory = directory.parent
     if not directory.is_dir():
         raise FileNotFoundError(f"no model directory {directory}")
     files.finish_replacing(directory)
@@ -112,7 +129,7 @@ def _read_model(directory: Path, dtype: Any, place: Place | None) -> ModelFiles:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{directory / CONFIG}: {error}") from None
 
-    weights = Weights(directory, dtype)
+    weights = Weights(weights_from, dtype)
     stored_heads = extras.get("heads", {})
     main_head = extras.get("head") or UNNAMED_HEAD
     if extras.get("heads_file"):
@@ -149,6 +166,16 @@ def _read_model(directory: Path, dtype: Any, place: Place | None) -> ModelFiles:
     if content.get("model_type") == "plbart":
         more[_MODEL_TYPE] = "plbart"
     return ModelFiles(config, params, heads, more)
+
+
+def _read_without_config(path: Path, dtype: Any, place: Place | None) -> ModelFiles:
+    weights = Weights(path, dtype)
+    config, used = PerHeadNames(ArrayFile(path)).config(), set[str]()
+    if config.encoder_layers + config.decoder_layers > len(weights.names()):
+        raise ValueError(f"{path}: more layers than tensors")
+    params = _read_params(config, weights, used, place)
+    _check_unused(weights, used)
+    return ModelFiles(config, params)
 
 
 def _stored_name(path: str, name: str, stored: set[str]) -> str:
@@ -252,6 +279,7 @@ def write_model(
     extras: Mapping[str, Any] | None = None,
     *,
     head: str | None = None,
+    layout: str = WEIGHTS,
     also: Callable[[Path], None] | None = None,
     max_shard_size: int | None = None,
 ) -> None:
@@ -267,6 +295,7 @@ def write_model(
             `config.json`.
         head: the name of a head; then a (M)BartForSequenceClassification with that head is written
             instead of a (M)BartForConditionalGeneration.
+        layout: the file of weights: "model.safetensors", "flax_model.msgpack" or "params.dat".
         also: writes more files (a tokenizer's) into the folder it gets; they are part of the save.
         max_shard_size: bytes of tensors in a file, unless a single one has more; more than that
             become shards with an index, as transformers writes them. Not into a directory that has
@@ -274,7 +303,8 @@ def write_model(
 
     Raises:
         ValueError: parameters and config do not fit; `head` is unknown or not transformers' kind;
-            shards would lie beside a `model.safetensors`.
+            shards would lie beside a `model.safetensors`; the layout cannot say what is in it.
+        FileExistsError: the directory has weights in a layout that readers would prefer.
         OSError: the folder cannot be written or the disk is full; the previous model is unchanged.
     """
     directory, heads = Path(directory), dict(heads or {})
@@ -282,7 +312,7 @@ def write_model(
         raise ValueError(f"no head {head!r}; there are: {', '.join(sorted(heads)) or 'none'}")
     tree.check_parameters(params, config)
     dtype = str(np.dtype(next(iter(params["decoder/embed_positions"].values())).dtype))
-    main, beside = _tensors(config, params, heads, head)
+    main, beside = stored_tensors(config, params, heads, head)
     about = {
         name: {
             "num_classes": h.num_classes,
@@ -301,17 +331,21 @@ def write_model(
         "head": head,
         "heads_file": bool(beside),
     }
-    if max_shard_size is not None and (directory / WEIGHTS).exists():
-        raise ValueError(f"{directory} holds a {WEIGHTS}; write shards into another folder")
+    if max_shard_size is not None and (directory / layout).exists():
+        raise ValueError(f"{directory} holds a {layout}; write shards into another folder")
     more = dict(extras or {})
     generation = {**more.pop(_OTHER_GENERATION, {}), **generation_to_json(config)}
     plbart = more.pop(_MODEL_TYPE, None) == "plbart"
     content = config_to_json(config, heads[head] if head else None, dtype, plbart=plbart)
+    for name in LAYOUTS[: LAYOUTS.index(layout)]:  # which a reader would take
+        if (directory / name).exists() or (directory / f"{name}.index.json").exists():
+            raise FileExistsError(f"{directory} has a {name} already; name another directory")
+    write = _fitted(config, main, plbart, layout, max_shard_size)
     with files.replacing(directory) as staging:
         files.write_json(staging / CONFIG, content)
         files.write_json(staging / GENERATION_CONFIG, generation)
         files.write_json(staging / EXTRAS, {**own, **more})
-        write_weights(staging, main, max_shard_size)
+        write(staging)
         if beside:
             files.write_tensors(staging / HEADS, beside)
         if also:
@@ -320,15 +354,32 @@ def write_model(
         (directory / HEADS).unlink(missing_ok=True)
 
 
-def _tensors(
+def _fitted(
+    config: BARTConfig, main: Tensors, plbart: bool, layout: str, max_shard_size: int | None
+) -> Callable[[Path], None]:
+    """What writes the weights into a folder; ValueError if the layout has no place for them."""
+    if layout == FLAX_WEIGHTS:
+        if lacking := flax_lacks(config, plbart):
+            raise ValueError(f"transformers has {lacking}; write it with --to hf")
+        main = flax_tensors(config, main)
+    if layout != PER_HEAD_WEIGHTS:
+        return partial(write_weights, tensors=main, max_shard_size=max_shard_size, layout=layout)
+    if lacking := per_head_lacks(config):
+        raise ValueError(f"bart-base-jax has no BART with {lacking}; write it with --to native")
+    if max_shard_size is not None:
+        raise ValueError("bart-base-jax has one file of weights: write it without max_shard_size")
+    return lambda folder: write_arrays(folder / layout, per_head_tree(config, main))
+
+
+def stored_tensors(
     config: BARTConfig,
     params: Mapping[str, Mapping[str, Any]],
     heads: Mapping[str, HeadFiles],
     head: str | None,
-) -> tuple[dict[str, files.MakeTensor], dict[str, files.MakeTensor]]:
+) -> tuple[Tensors, Tensors]:
     """The tensors of `model.safetensors` and of `heads.safetensors`, made when they are written."""
-    main: dict[str, files.MakeTensor] = {}
-    beside: dict[str, files.MakeTensor] = {}
+    main: Tensors = {}
+    beside: Tensors = {}
     output = beside if head else main  # a classifier of transformers has no output projection
     for path, leaves in params.items():
         for name, array in leaves.items():

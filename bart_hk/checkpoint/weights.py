@@ -2,17 +2,22 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from bart_hk.checkpoint import files
+from bart_hk.checkpoint.files import Tensors
+from bart_hk.checkpoint.flax import FLAX_WEIGHTS, FlaxNames, has_flax_names, write_flax
+from bart_hk.checkpoint.msgpack_file import ArrayFile
+from bart_hk.checkpoint.per_head import PER_HEAD_WEIGHTS, PerHeadNames
 from bart_hk.errors import CheckpointError, shown
 from bart_hk.torch_format import give_back, read_torch
 
 WEIGHTS = "model.safetensors"
 TORCH_WEIGHTS = "pytorch_model.bin"  # the name until 2023; read where there is no safetensors
-_ENDINGS = (".safetensors", ".bin")
+LAYOUTS = (WEIGHTS, TORCH_WEIGHTS, FLAX_WEIGHTS, PER_HEAD_WEIGHTS)  # the first that is there
+_ENDINGS = tuple(Path(name).suffix for name in LAYOUTS)
 
 
 def float_dtype(dtype: Any) -> np.dtype:
@@ -25,16 +30,6 @@ def float_dtype(dtype: Any) -> np.dtype:
         known = ", ".join(str(d) for d in files.DTYPE_CODES)
         raise ValueError(f"dtype={dtype!r} is none that a model can have: {known}")
     return found
-
-
-class Tensors(Protocol):
-    """A file of named tensors."""
-
-    path: Path
-
-    def names(self) -> list[str]: ...
-    def shape(self, name: str) -> tuple[int, ...]: ...
-    def read(self, name: str) -> np.ndarray: ...
 
 
 class TorchTensors:
@@ -68,7 +63,7 @@ class TorchTensors:
 
 def _files(directory: Path) -> list[Path]:
     """The files that hold the weights: one, or the shards that an index names."""
-    for name in (WEIGHTS, TORCH_WEIGHTS):
+    for name in LAYOUTS:
         index = directory / f"{name}.index.json"
         if (directory / name).exists():
             return [directory / name]
@@ -79,6 +74,19 @@ def _files(directory: Path) -> list[Path]:
                 raise CheckpointError(f"{index} does not say in which files beside it tensors are")
             return [directory / shard for shard in sorted(set(shards))]
     return [directory / WEIGHTS]
+
+
+def _open(path: Path) -> Tensors:
+    """A file's tensors, under torch's names and in its layout, whoever wrote it."""
+    match path.suffix:
+        case ".bin":
+            return TorchTensors(path)
+        case ".msgpack":
+            return FlaxNames(ArrayFile(path))
+        case ".dat":
+            return PerHeadNames(ArrayFile(path))
+    file = files.TensorFile(path)
+    return FlaxNames(file) if has_flax_names(file.names()) else file
 
 
 def _is_shard(name: Any) -> bool:
@@ -93,13 +101,13 @@ class Weights:
     """
 
     def __init__(self, directory: Path, dtype: Any = None):
-        """`dtype` is what `read` gives; None leaves the tensors as they are stored."""
-        self.directory = directory
+        """`directory` may be a file of weights. `dtype` is what `read` gives; None leaves the
+        tensors as they are stored."""
+        self.directory = directory if directory.is_dir() else directory.parent
         self._dtype = None if dtype is None else float_dtype(dtype)
         self._where: dict[str, tuple[Tensors, str]] = {}
-        for path in _files(directory):
-            is_torch = path.suffix == ".bin"
-            self.add(TorchTensors(path) if is_torch else files.TensorFile(path))
+        for path in _files(directory) if directory.is_dir() else [directory]:
+            self.add(_open(path))
 
     def add(self, file: Tensors) -> None:
         """Take in the tensors of one more file."""
@@ -134,12 +142,16 @@ class Weights:
 
 
 def write_weights(
-    directory: Path, tensors: Mapping[str, files.MakeTensor], max_shard_size: int | None = None
+    directory: Path,
+    tensors: Mapping[str, files.MakeTensor],
+    max_shard_size: int | None = None,
+    layout: str = WEIGHTS,
 ) -> None:
     """Writes `model.safetensors`; or, where that were larger, shards and their index.
 
     Args:
         max_shard_size: bytes of tensors in a file, unless a single one has more.
+        layout: "model.safetensors", or "flax_model.msgpack" for `flax_tensors`.
     """
     shards: list[dict[str, files.MakeTensor]] = []
     total = filled = 0
@@ -150,14 +162,15 @@ def write_weights(
             filled = 0
         shards[-1][name] = make
         filled, total = filled + size, total + size
+    write = {WEIGHTS: files.write_tensors, FLAX_WEIGHTS: write_flax}[layout]
     if len(shards) == 1:
-        files.write_tensors(directory / WEIGHTS, shards[0])
+        write(directory / layout, shards[0])
         return
-    stem, ending = WEIGHTS.split(".")
-    places = {}
+    stem, ending = layout.split(".")
+    places: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = f"{stem}-{number:05d}-of-{len(shards):05d}.{ending}"
-        files.write_tensors(directory / name, shard)
+        write(directory / name, shard)
         places |= dict.fromkeys(shard, name)
     index = {"metadata": {"total_size": total}, "weight_map": places}
-    files.write_json(directory / f"{WEIGHTS}.index.json", index)
+    files.write_json(directory / f"{layout}.index.json", index)

@@ -8,21 +8,26 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bart_hk.checkpoint.fairseq_file import CHECKPOINT, write_fairseq
+from bart_hk.checkpoint.flax import FLAX_WEIGHTS
 from bart_hk.checkpoint.huggingface import UNNAMED_HEAD, write_model
 from bart_hk.checkpoint.huggingface_config import transformers_lacks
 from bart_hk.checkpoint.model_files import ModelFiles
-from bart_hk.checkpoint.weights import float_dtype
+from bart_hk.checkpoint.per_head import PER_HEAD_WEIGHTS
+from bart_hk.checkpoint.weights import WEIGHTS, float_dtype
 from bart_hk.hub.opening import open_model
 from bart_hk.text import TextEncoder
 
 _FORMATS = {
     "hf": "config.json, model.safetensors and tokenizer files that transformers opens",
+    "flax": "as hf, with the flax_model.msgpack of transformers' Flax models",
+    "per-head": "as hf, with the params.dat of the JAX port of bart-base",
     "fairseq": "model.pt and dict.txt that fairseq opens",
     "native": "as hf, and what transformers has no word for as well (bart_hk.load opens both)",
 }
@@ -46,7 +51,7 @@ def convert(
     The folder appears under its name when it is complete.
 
     Args:
-        to: "hf", "fairseq" or "native".
+        to: "hf", "flax", "per-head", "fairseq" or "native".
         dtype: of the written tensors, such as "float16"; as stored by default.
         head: for transformers, which has one unnamed head: the one that it gets. A head that came
             from there goes back without being named.
@@ -59,18 +64,18 @@ def convert(
     """
     destination = Path(destination)
     _check_free(destination)
-    if head is not None and to == "fairseq":
-        raise ValueError(f"--head {head} is for --to hf: fairseq's checkpoints hold every head")
-    if max_shard_size is not None and to == "fairseq":
-        raise ValueError("--max-shard-size is for --to hf and native: fairseq has one file")
+    if head is not None and to in ("fairseq", "per-head"):
+        raise ValueError(f"--head {head} is for --to hf and flax: --to {to} keeps every head")
+    if max_shard_size is not None and to in ("fairseq", "per-head"):
+        raise ValueError(f"--max-shard-size is for --to hf, flax and native: {to} has one file")
     members, text = open_model(source, checkpoint_file, data, **where)
     if len(members) > 1:
         raise ValueError(f"{source} is an ensemble of {len(members)}: convert them one by one")
     (model,) = members
-    if to == "hf" and (lacking := transformers_lacks(model.config)):
+    if to in ("hf", "flax") and (lacking := transformers_lacks(model.config)):
         values = ", ".join(f"{name}={getattr(model.config, name)}" for name in lacking)
         raise ValueError(f"transformers has no BART with {values}; write it with --to native")
-    if to == "hf" and UNNAMED_HEAD in model.heads:  # it came from transformers
+    if to in ("hf", "flax") and UNNAMED_HEAD in model.heads:  # it came from transformers
         head = head or UNNAMED_HEAD
     if dtype is not None:
         _cast(model, float_dtype(dtype))
@@ -90,7 +95,12 @@ def _cast(model: ModelFiles, dtype: np.dtype) -> None:
 
 
 def _write_huggingface(
-    folder: Path, model: ModelFiles, text: TextEncoder, head: str | None, shard: int | None
+    folder: Path,
+    model: ModelFiles,
+    text: TextEncoder,
+    head: str | None,
+    shard: int | None,
+    layout: str = WEIGHTS,
 ) -> None:
     longest = min(model.config.max_source_positions, model.config.max_target_positions)
     write_model(
@@ -100,6 +110,7 @@ def _write_huggingface(
         model.heads,
         model.extras,
         head=head,
+        layout=layout,
         also=lambda staging: text.save(staging, longest),
         max_shard_size=shard,
     )
@@ -124,6 +135,8 @@ def _size(text: str) -> int:
 _WRITERS: dict[str, Callable[[Path, ModelFiles, TextEncoder, str | None, int | None], None]] = {
     "hf": _write_huggingface,
     "native": _write_huggingface,
+    "flax": partial(_write_huggingface, layout=FLAX_WEIGHTS),
+    "per-head": partial(_write_huggingface, layout=PER_HEAD_WEIGHTS),
     "fairseq": _write_fairseq,
 }
 

@@ -18,8 +18,10 @@ from bart_hk.checkpoint.fairseq_file import (
     read_fairseq,
 )
 from bart_hk.checkpoint.fairseq_shards import shard_paths
+from bart_hk.checkpoint.flax import FLAX_WEIGHTS
 from bart_hk.checkpoint.huggingface import CONFIG, read_model
 from bart_hk.checkpoint.model_files import ModelFiles
+from bart_hk.checkpoint.per_head import PER_HEAD_WEIGHTS
 from bart_hk.checkpoint.tree import parameter_shapes, place_leaves
 from bart_hk.errors import CheckpointError
 from bart_hk.hub.loaded import placing
@@ -60,9 +62,9 @@ def open_model(
     if max_positions is not None or new_symbols:
         place = None
     directory, paths = _find(name_or_path, checkpoint_file, where)
-    data = directory
+    data = directory if directory.is_dir() else directory.parent
     if os.fspath(data_name_or_path) != ".":
-        data = _data_folder(directory, data_name_or_path, where)
+        data = _data_folder(data, data_name_or_path, where)
     if paths is None:
         members = [_read_huggingface(directory, overrides or {}, place)]
         text = TextEncoder.load(data).fit(members[0].config.vocab_size)
@@ -106,7 +108,7 @@ def taking(dtype: np.dtype, device: jax.Device | None) -> Place:
 def _find(
     name_or_path: str | os.PathLike, checkpoint_file: str, where: Mapping[str, Any]
 ) -> tuple[Path, list[Path] | None]:
-    """The model's folder; and its fairseq checkpoints, or None where it is in our format."""
+    """The model's folder, or a file that is a model; and its fairseq checkpoints, or None."""
     name = os.fspath(name_or_path)
     several = [Path(part) for part in name.split(os.pathsep)]
     if len(several) > 1 and "://" not in name and several[0].exists():
@@ -118,6 +120,10 @@ def _find(
     path = zoo.locate(name_or_path, **where)
     ours = (path if path.is_dir() else path.parent) / CONFIG
     if path.is_file():
+        if path.suffix == Path(PER_HEAD_WEIGHTS).suffix:
+            return path, None
+        if path.suffix == Path(FLAX_WEIGHTS).suffix:
+            return path.parent, None
         if path.suffix != ".pt" and ours.is_file():  # its model.safetensors or pytorch_model.bin
             return path.parent, None
         return path.parent, [path]

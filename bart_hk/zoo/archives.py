@@ -31,7 +31,7 @@ _MAX_DIRECTORY = 8 << 20  # bytes that a zip archive's directory may take
 _CHUNK = 1 << 20
 
 _READ_HERE = ".tar.gz, .tgz, .tar.bz2, .tar and .zip"
-_CHECKPOINTS = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
+_CHECKPOINTS = (".bin", ".ckpt", ".dat", ".msgpack", ".pt", ".pth", ".safetensors")
 _DAMAGE = (
     EOFError,
     NotImplementedError,

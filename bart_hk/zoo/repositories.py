@@ -41,6 +41,7 @@ _AROUND = [
 _WEIGHTS = (
     ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"],
     ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"],
+    ["flax_model.msgpack", "flax_model.msgpack.index.json", "flax_model-*-of-*.msgpack"],
     ["model.pt"],
 )
 # requests' error of a dropped connection. From version 1 on huggingface_hub has no requests, and

@@ -41,10 +41,11 @@ READ_ALL = """
 import json, resource, sys, time
 from pathlib import Path
 from bart_hk.checkpoint.files import CheckpointError, TensorFile
+from bart_hk.checkpoint.msgpack_file import ArrayFile
 from bart_hk.torch_format import read_torch
 
-def open_safetensors(path):
-    file = TensorFile(path)
+def open_tensors(path):
+    file = (ArrayFile if path.suffix == ".msgpack" else TensorFile)(path)
     return {name: file.read(name) for name in file.names()}
 
 pages = int(open("/proc/self/statm").read().split()[0])
@@ -53,7 +54,7 @@ resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 for path in sorted(Path(sys.argv[1]).iterdir()):
     begin = time.process_time()
     try:
-        (open_safetensors if path.suffix == ".safetensors" else read_torch)(path)
+        (read_torch if path.suffix == ".pt" else open_tensors)(path)
         found = ["nothing", "it was read"]
     except CheckpointError as error:
         found = ["CheckpointError", str(error)]
@@ -440,6 +441,81 @@ SAFETENSORS = {
 }
 
 
+# --- Flax's msgpack -------------------------------------------------------------------------------
+
+
+def _flax_array(
+    shape=b"\x91\x02", dtype=b"\xa7float32", data=bytes(8), claimed=None, count=b"\x93"
+):
+    """A map with the array "a", whose bytes claim to be so many."""
+    claimed = len(data) if claimed is None else claimed
+    content = count + shape + dtype + b"\xc6" + struct.pack(">I", claimed) + data
+    return b"\x81\xa1a\xc9" + struct.pack(">Ib", len(content), 1) + content
+
+
+_WHOLE = _flax_array()
+
+
+def _chunked(shape, chunks=b"\x81\xa10" + _WHOLE[3:]):
+    return (
+        b"\x81\xa1a\x83\xb9__msgpack_chunked_array__\xc3\xa5shape" + shape + b"\xa6chunks" + chunks
+    )
+
+
+MSGPACK = {
+    "good": (_WHOLE, None),
+    "good chunks": (_chunked(b"\x81\xa10\x02"), None),
+    "nothing": (b"", "claims 1 bytes more; it has 0"),
+    "pointer": (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+    "no map": (b"\x93\x01\x02", "claims 1 bytes more"),
+    "a number": (b"\x07", "it begins with no map of names"),
+    "no beginning": (b"\xc1", "is 0xc1, which begins nothing"),
+    "more": (_WHOLE + b"\xc0", "goes on for 1 bytes after its end"),
+    "4 billion entries": (b"\xdf\xff\xff\xff\xff\xa1a\xc0", "claims 1 bytes more"),
+    "many small entries": (b"\xdd\x10\x00\x00\x00" + b"\xc0" * 200_000, "more than 100000 entries"),
+    "many small arrays": (b"\xdd\x10\x00\x00\x00" + b"\x90" * 200_000, "more than 100000 entries"),
+    "deep maps": (b"\x81\xa1a" * 10**6, "more than 32 maps are in each other"),
+    "deep arrays": (b"\x91" * 10**6, "more than 32 maps are in each other"),
+    "wide and deep": (b"\xdd\xff\xff\xff\xff" * 10**6, "more than 32 maps are in each other"),
+    "a long name": (b"\x81\xdb\x7f\xff\xff\xff" + b"a" * 2000, "there should be a name"),
+    "no name": (b"\x81\x01\x02", "there should be a name"),
+    "name not UTF-8": (b"\x81\xa1\xff\x02", "is not in UTF-8"),
+    "a name twice": (b"\x82\xa1a\xc0\xa1a\xc0", "the name a comes twice"),
+    "4 GB of text": (b"\x81\xa1a\xdb\xff\xff\xff\xff", "claims 4294967295 bytes more"),
+    "4 GB of extension": (b"\x81\xa1a\xc9\xff\xff\xff\xff\x01", "claims 4294967295 bytes more"),
+    "4 GB of array": (_flax_array(claimed=2**32 - 1), "does not end where it should"),
+    "too few bytes": (_flax_array(claimed=4), "does not end where it should"),
+    "cut": (_WHOLE[:-1], "bytes more; it has"),
+    "another extension": (b"\x81\xa1a\xd4\x05\x00", "an extension 5, which Flax has not"),
+    "a huge shape": (
+        _flax_array(b"\x92" + (b"\xcf" + b"\xff" * 8) * 2),
+        r"claims the shape \(18446744073709551615, 18446744073709551615\)",
+    ),
+    "a shape too large": (
+        _flax_array(b"\x91\x03"),
+        r"claims the shape \(3,\) of float32; it has 8",
+    ),
+    "a shape too small": (_flax_array(b"\x91\x01"), "claims the shape"),
+    "a negative shape": (_flax_array(b"\x92\xff\xfe"), "has no numbers for a shape"),
+    "a shape of words": (_flax_array(b"\x91\xa1a"), "has no numbers for a shape"),
+    "a shape of truth": (_flax_array(b"\x91\xc3"), "has no numbers for a shape"),
+    "no shape": (_flax_array(b"\xc0"), "there is no array's shape"),
+    "many dimensions": (_flax_array(b"\xdd\xff\xff\xff\xff"), "there is no array's shape"),
+    "large and empty": (_flax_array(b"\x92\x00\xcf" + b"\xff" * 8, data=b""), "cannot read a"),
+    "two parts": (_flax_array(count=b"\x92"), "there is no array's shape"),
+    "object": (_flax_array(dtype=b"\xa6object"), "its dtype is object"),
+    "an unknown dtype": (_flax_array(dtype=b"\xa5a\nbcd"), "its dtype is"),
+    "chunks of more": (_chunked(b"\x81\xa10\x03"), "which its chunks do not give"),
+    "chunks without a shape": (_chunked(b"\xc0"), "which its chunks do not give"),
+    "no chunks": (_chunked(b"\x81\xa10\x02", b"\x80"), "an array in chunks has no shape, or no ch"),
+    "chunks that are none": (
+        _chunked(b"\x81\xa10\x02", b"\x81\xa10\xc0"),
+        "an array in chunks has",
+    ),
+    "half a chunk": (_chunked(b"\x81\xa10\x02")[:40], "it has"),
+}
+
+
 # --- The tests ------------------------------------------------------------------------------------
 
 
@@ -462,6 +538,9 @@ def _make_all(folder: Path) -> dict[str, str | None]:
     for name, (content, message) in SAFETENSORS.items():
         (folder / f"{name}.safetensors").write_bytes(content)
         expected[f"{name}.safetensors"] = message
+    for name, (content, message) in MSGPACK.items():
+        (folder / f"{name}.msgpack").write_bytes(content)
+        expected[f"{name}.msgpack"] = message
     return expected
 
 
@@ -488,6 +567,7 @@ FILES = [
     *(f"tensor {name}, {kind}.pt" for name in TENSORS for kind in ("zip", "legacy")),
     *CONTAINERS,
     *(f"{name}.safetensors" for name in SAFETENSORS),
+    *(f"{name}.msgpack" for name in MSGPACK),
 ]
 
 

@@ -77,7 +77,7 @@ def assert_everything(folder: Path, params=None) -> None:
     assert text.encode("Hello world! \u00e9\u00df") == TEXT.encode("Hello world! \u00e9\u00df")
 
 
-@pytest.mark.parametrize("to", ["fairseq", "hf", "native"])
+@pytest.mark.parametrize("to", ["fairseq", "hf", "native", "flax", "per-head"])
 def test_there_and_back_nothing_is_lost(native, tmp_path, to):
     assert main([str(native), str(tmp_path / "there"), "--to", to]) == 0
     assert_everything(tmp_path / "there")
@@ -147,7 +147,7 @@ def test_what_cannot_be_done_is_said_in_one_line(native, tmp_path, capsys):
     assert "no head 'mod'; there are: mood, topic" in refused(
         capsys, str(native), out, "--to", "hf", "--head", "mod"
     )
-    assert "--head mood is for --to hf" in refused(
+    assert "--head mood is for --to hf and flax: --to fairseq keeps every head" in refused(
         capsys, str(native), out, "--to", "fairseq", "--head", "mood"
     )
     (tmp_path / "full").mkdir()
@@ -165,6 +165,15 @@ def test_what_cannot_be_done_is_said_in_one_line(native, tmp_path, capsys):
     write_model(tmp_path / "odd", odd, random_params(odd), also=TEXT.save)
     assert "no BART with layernorm_embedding=False; write it with --to native" in refused(
         capsys, str(tmp_path / "odd"), out, "--to", "hf"
+    )
+    assert "no BART with layernorm_embedding=False; write it with --to native" in refused(
+        capsys, str(tmp_path / "odd"), out, "--to", "flax"
+    )
+    assert "bart-base-jax has no BART with layernorm_embedding=False" in refused(
+        capsys, str(tmp_path / "odd"), out, "--to", "per-head"
+    )
+    assert "--max-shard-size is for --to hf, flax and native: per-head has one file" in refused(
+        capsys, str(native), out, "--to", "per-head", "--max-shard-size", "1MB"
     )
     assert main([str(tmp_path / "odd"), out, "--to", "native"]) == 0
 
@@ -203,4 +212,4 @@ def test_sizes_that_are_none(native, tmp_path, capsys, size):
 def test_fairseq_has_no_shards(native, tmp_path, capsys):
     out = str(tmp_path / "out")
     assert main([str(native), out, "--to", "fairseq", "--max-shard-size", "1MB"]) == 2
-    assert "--max-shard-size is for --to hf and native" in capsys.readouterr().err
+    assert "--max-shard-size is for --to hf, flax and native" in capsys.readouterr().err

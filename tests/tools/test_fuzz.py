@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-KINDS = ["zip", "legacy", "safetensors", "config", "tar", "zip-archive"]
+KINDS = ["zip", "legacy", "safetensors", "msgpack", "config", "tar", "zip-archive"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -94,6 +94,16 @@ def test_shards(hub, stem):
     assert contents(zoo.locate(NAME)) == files
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_flaxs_weights_where_there_are_no_others(hub, count):
+    files = {"config.json": b"{}", "flax_model.msgpack": b"f" * 1000}
+    if count > 1:
+        files = {"config.json": b"{}", "flax_model.msgpack.index.json": b"{}"}
+        files |= {f"flax_model-{i:05}-of-{count:05}.msgpack": b"f" for i in range(1, count + 1)}
+    hub.repositories[NAME]["main"] = {**files, "tf_model.h5": b"t"}
+    assert contents(zoo.locate(NAME)) == files
+
+
 def test_fairseqs_files_in_a_repository(hub):
     files = {"model.pt": b"x", "dict.txt": b"a 1\n", "sentence.bpe.model": b"y"}
     hub.repositories[NAME]["main"] = files
@@ -101,9 +111,11 @@ def test_fairseqs_files_in_a_repository(hub):
 
 
 def test_no_weights_that_are_read(hub):
-    hub.repositories[NAME]["main"] = {"config.json": b"{}", "flax_model.msgpack": b"f"}
+    hub.repositories[NAME]["main"] = {"config.json": b"{}", "tf_model.h5": b"f"}
     message = refused(FileNotFoundError, "facebook/bart-tiny has no weights that can be read")
-    assert "looked for model.safetensors, pytorch_model.bin, model.pt" in message
+    assert (
+        "looked for model.safetensors, pytorch_model.bin, flax_model.msgpack, model.pt" in message
+    )
     assert message.endswith("which holds config.json")
 
 

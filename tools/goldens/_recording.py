@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-_ORACLES = ("fairseq-fixed", "torch", "transformers", "tokenizers", "sentencepiece", "numpy")
+_ORACLES = (
+    *("fairseq-fixed", "torch", "transformers", "flax", "tokenizers", "sentencepiece", "numpy"),
+)
 
 
 def input_hash(*inputs: Any) -> str:
