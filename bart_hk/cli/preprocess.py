@@ -17,19 +17,13 @@ from bart_hk.data.documents import TextFile, find_files
 from bart_hk.data.preprocessing import Counts, Reader, Split, preprocess
 from bart_hk.data.readers import DataError
 from bart_hk.text import TextEncoder, train_sentencepiece
-from bart_hk.text.gpt2_bpe import GPT2_SIZES
+from bart_hk.zoo import load_tokenizer
 
 _FORMATS = """texts:
   .txt           a line is a sentence (or a paragraph), an empty line ends a document
   .md            a file is a document, a paragraph a line; marks are removed
   .jsonl         an object is a document: its "text", or the field named by --field
   .gz .xz .bz2 .zst of these, and folders of all of them"""
-
-
-def _encoder(name: str) -> TextEncoder:
-    if name in GPT2_SIZES:
-        return TextEncoder.gpt2(name)
-    return TextEncoder.load(name)
 
 
 def _learnt(
@@ -88,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         "--tokenizer",
         default="bart.large",
         metavar="NAME",
-        help="bart.large, bart.base, or a folder with a tokenizer's files",
+        help="of bart.mini, bart.large, bart.base, or a folder with a tokenizer's files",
     )
     add("--sentencepiece", type=int, metavar="SIZE", help="learn that many symbols from the text")
     add(
@@ -137,7 +131,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
     def encoder() -> TextEncoder:
         if size is None:
-            return _encoder(arguments.tokenizer)
+            return load_tokenizer(arguments.tokenizer)
         return _learnt(train, split, size, arguments.byte_fallback, arguments.sample)
 
     began = time.perf_counter()

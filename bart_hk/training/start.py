@@ -17,6 +17,7 @@ from bart_hk.tasks import Task, Tree
 from bart_hk.tasks.kinds import TASKS
 from bart_hk.text import TextEncoder, train_bpe
 from bart_hk.training.config import ConfigError, TrainConfig
+from bart_hk.zoo import load_tokenizer
 
 _log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ def _new_encoder(config: Any, task: Task) -> TextEncoder:
     if config.tokenizer and config.vocab_size:
         raise ConfigError("give task.tokenizer or task.vocab_size, not both")
     if config.tokenizer:
-        return TextEncoder.load(config.tokenizer)
+        return load_tokenizer(config.tokenizer)
     if config.vocab_size:
         return train_bpe(task.texts(), config.vocab_size)
     return TextEncoder.gpt2()

@@ -3,9 +3,24 @@
 import os
 from pathlib import Path
 
+from bart_hk.text import TextEncoder
+from bart_hk.text.gpt2_bpe import GPT2_SIZES
 from bart_hk.zoo import cache, names
 
-__all__ = ["locate"]
+__all__ = ["load_tokenizer", "locate"]
+
+
+def load_tokenizer(name_or_path: str | os.PathLike) -> TextEncoder:
+    """A tokenizer alone: that of a model which `locate` finds; nothing is downloaded for
+    "bart.base" and "bart.large", whose files travel in the package.
+
+    Raises:
+        As `locate` and `TextEncoder.load`.
+    """
+    name = os.fspath(name_or_path)
+    if name in GPT2_SIZES and not Path(name).exists():
+        return TextEncoder.gpt2(name)
+    return TextEncoder.load(locate(name))
 
 
 def locate(
@@ -22,6 +37,7 @@ def locate(
         name_or_path: what to find, in this order:
             a folder, or a checkpoint (`.pt`, `.bin`, `.safetensors`), which are given back;
             an archive of a folder (`.tar.gz`, `.tar.bz2`, `.tar`, `.zip`), unpacked into the cache;
+            "bart.mini" (or "bart_mini"), which travels in the package, and is ready to use;
             one of `names.ARCHIVES`, such as "bart.large.cnn" (or "bart_large_cnn");
             an address (http, https) of an archive or a checkpoint; `#sha256=...` at its end is
             compared with what was downloaded;
@@ -41,7 +57,7 @@ def locate(
         OSError: no space for the cache, or it cannot be written.
         ValueError: `revision` of something that has none.
     """
-    text = os.fspath(name_or_path)
+    text, name = os.fspath(name_or_path), None
     path = Path(text.removeprefix("file://")).expanduser()
     if names.is_url(text):
         source = "url"
@@ -49,8 +65,8 @@ def locate(
         source = "folder"
     elif path.exists():
         source = "file"
-    elif names.archive_name(text):
-        source = "archive"
+    elif (name := names.published_name(text)) is not None:
+        source = "shipped" if name in names.SHIPPED else "archive"
     elif names.is_repository(text):
         source = "repository"
     else:
@@ -61,6 +77,8 @@ def locate(
         )
     if source == "folder":
         return path
+    if name in names.SHIPPED:
+        return Path(__file__).parent / "shipped" / name
     # The others are imported here so that naming a folder stays cheap.
     if source == "repository":
         from bart_hk.zoo.repositories import snapshot
@@ -78,7 +96,7 @@ def locate(
     if source == "file":
         return fetched.local_file(path, folder, force_reload=force_reload)
     return fetched.address(
-        names.ARCHIVES[name] if (name := names.archive_name(text)) else text,
+        text if name is None else names.ARCHIVES[name],
         folder,
         name=name,
         force_reload=force_reload,
@@ -95,6 +113,7 @@ def _unknown(text: str, path: Path) -> str:
     siblings = [str(here / name) for name in names.nearest(path.name, entries)]
     return (
         f"no model {text!r}: there is no directory or file {path.absolute()}, and it is neither a "
-        f"name ({', '.join(names.ARCHIVES)}), nor owner/name of a repository, nor an address"
+        f"name ({', '.join((*names.SHIPPED, *names.ARCHIVES))}), nor owner/name of a repository, "
+        f"nor an address"
         f"{names.did_you_mean(siblings or names.nearest(text))}"
     )

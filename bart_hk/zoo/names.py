@@ -4,6 +4,9 @@ import difflib
 import re
 from collections.abc import Iterable
 
+# Models that travel in the package, in bart_hk/zoo/shipped.
+SHIPPED = ("bart.mini",)
+
 # fairseq's own archives (fairseq/models/bart/model.py, `hub_models`), over https.
 ARCHIVES = {
     name: f"https://dl.fbaipublicfiles.com/fairseq/models/{name}.tar.gz"
@@ -32,13 +35,15 @@ REPOSITORIES = (
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _URL = re.compile(r"(https?)://", re.IGNORECASE)
-_FILE_ENDING = re.compile(r".*\.(bin|bz2|ckpt|gz|pt|pth|safetensors|tar|tgz|zip)", re.IGNORECASE)
+_FILE_ENDING = re.compile(
+    r".*\.(bin|bz2|ckpt|dat|gz|msgpack|pt|pth|safetensors|tar|tgz|zip)", re.IGNORECASE
+)
 
 
-def archive_name(text: str) -> str | None:
-    """fairseq's name for `text`, "bart.large.cnn" or "bart_large_cnn"; None if it is none."""
+def published_name(text: str) -> str | None:
+    """The name that `text` stands for, "bart.large.cnn" or "bart_large_cnn"; None if it is none."""
     name = text.replace("_", ".")
-    return name if name in ARCHIVES else None
+    return name if name in SHIPPED or name in ARCHIVES else None
 
 
 def is_url(text: str) -> bool:
@@ -50,7 +55,7 @@ def is_repository(text: str) -> bool:
     return _REPOSITORY.fullmatch(text) is not None and not _FILE_ENDING.fullmatch(text)
 
 
-def nearest(text: str, known: Iterable[str] = (*ARCHIVES, *REPOSITORIES)) -> list[str]:
+def nearest(text: str, known: Iterable[str] = (*SHIPPED, *ARCHIVES, *REPOSITORIES)) -> list[str]:
     """Up to three of `known` that somebody who wrote `text` may have meant, the nearest first.
 
     An owner is optional and the separators are alike: "bart_large-cnn" is near to "bart.large.cnn"

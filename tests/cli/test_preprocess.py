@@ -86,7 +86,7 @@ def test_a_sentencepiece_model_of_the_text(text, tmp_path):
         ),
         (["text.txt", "--output", "out", "--valid-share", "2"], "2.0, is not in [0, 1)"),
         (["text.txt", "--output", "out", "--sentencepiece", "200"], "vocab_size 200 is too small"),
-        (["text.txt", "--output", "out", "--tokenizer", "gpt3"], "gpt3 is not a directory"),
+        (["text.txt", "--output", "out", "--tokenizer", "gpt3"], "no model 'gpt3'"),
         (["text.txt", "--output", "text.txt"], "text.txt"),
         ([".", "--output", "out"], "--output out is in ., whose texts are read; name another"),
         (["text.txt", "--output", "/proc/out"], "/proc/out"),
