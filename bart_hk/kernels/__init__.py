@@ -6,15 +6,19 @@ where a gradient is wanted, use XLA's operations. Shapes: see the glossary in
 `bart_hk.model.layers`.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
 from bart_hk.kernels.compiler import available
 
-__all__ = ["add_norm", "attend", "available", "linear", "serve"]
+__all__ = ["add_norm", "attend", "available", "choose", "linear", "remember", "serve"]
+
+T = TypeVar("T")
 
 
 def serve(dtype: Any) -> bool:
@@ -22,8 +26,34 @@ def serve(dtype: Any) -> bool:
     return dtype in (jnp.float32, jnp.bfloat16) and available()
 
 
-def _call(name: str, results: Any, *arguments: jax.Array, **attributes: Any) -> Any:
-    call = jax.ffi.ffi_call(f"bart_hk_{name}", results, vmap_method="sequential")
+def choose(
+    dtype: Any,
+    arguments: tuple[jax.Array, ...],
+    on_a_cpu: Callable[..., T],
+    anywhere: Callable[..., T],
+) -> T:
+    """`on_a_cpu(*arguments)` where the functions serve and the program is for a CPU, or else
+    `anywhere(*arguments)`."""
+    if not serve(dtype):
+        return anywhere(*arguments)
+    if jax.extend.backend.backends().keys() == {"cpu"}:  # so the other need not be traced
+        return on_a_cpu(*arguments)
+    return jax.lax.platform_dependent(*arguments, cpu=on_a_cpu, default=anywhere)
+
+
+def _call(
+    name: str,
+    results: Any,
+    *arguments: jax.Array,
+    in_place: dict[int, int] | None = None,
+    **attributes: Any,
+) -> Any:
+    call = jax.ffi.ffi_call(
+        f"bart_hk_{name}",
+        results,
+        vmap_method="sequential",
+        input_output_aliases=in_place,  # argument -> result
+    )
     return call(*arguments, **attributes)
 
 
@@ -48,10 +78,9 @@ def attend(
     key: jax.Array,  # float32 or bfloat16 [B, H, K, S]
     value: jax.Array,  # as the key, [B, H, S, K]
     mask: jax.Array,  # bool [B, W, S] or [B, 1, S]
-    used: jax.Array | int,  # slots; those beyond are neither read nor attended
     with_weights: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """Softmax attention over a cache: the mixed values float32 [D, B, W]; and the weights float32
+    """Softmax attention: the mixed values float32 [D, B, W]; and the weights float32
     [B, H, W, S], or an array of no elements."""
     batch, heads, _, slots = key.shape
     shape = (batch, heads, query.shape[2], slots) if with_weights else (0,)
@@ -60,8 +89,31 @@ def attend(
         jax.ShapeDtypeStruct(shape, jnp.float32),
     )
     query = query.astype(jnp.float32)
-    mixed, weights = _call("attend", results, query, key, value, mask, jnp.int32(used))
+    mixed, weights = _call("attend", results, query, key, value, mask)
     return mixed, weights
+
+
+def remember(
+    query: jax.Array,  # float [D, B, W], scaled
+    key: jax.Array,  # float [D, B, W], this step's
+    value: jax.Array,  # float [D, B, W]
+    keys: jax.Array,  # float32 or bfloat16 [B, H, K, T W]
+    values: jax.Array,  # as the keys, [B, H, T W, K]
+    mask: jax.Array,  # bool [B, W, T W]
+    step: jax.Array,  # int32, below T
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Writes a step's keys and values to their slots of a cache, and attends to those up to them:
+    the mixed values float32 [D, B, W], and the cache, in place where nothing else needs it.
+
+    XLA's CPU compiler would turn the whole of a bfloat16 cache into float32 and back to write to
+    it.
+    """
+    results = [jax.ShapeDtypeStruct(query.shape, jnp.float32)]
+    results += [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (keys, values)]
+    query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
+    arguments = (query, key, value, keys, values, mask, jnp.int32(step))
+    mixed, keys, values = _call("remember", results, *arguments, in_place={3: 1, 4: 2})
+    return mixed, keys, values
 
 
 def add_norm(

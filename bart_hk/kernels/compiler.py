@@ -22,7 +22,7 @@ import jax
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("decoding.cc")
-FUNCTIONS = ("bart_hk_linear", "bart_hk_attend", "bart_hk_add_norm")
+FUNCTIONS = ("bart_hk_linear", "bart_hk_attend", "bart_hk_remember", "bart_hk_add_norm")
 _FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno"),
     *("-fno-trapping-math", "-shared", "-fPIC"),

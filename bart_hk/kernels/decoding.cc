@@ -545,13 +545,17 @@ ffi::Error Linear(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w, ffi:
   return ffi::Error::Success();
 }
 
-// query [H K, B, W], key [B, H, K, S], value [B, H, S, K], mask bool [B, W, S] or [B, 1, S], used
-// int32 (slots beyond are neither read nor attended) -> mixed [H K, B, W], weights [B, H, W, S] or
-// nothing [0]
+inline void assign(float* to, float x) { *to = x; }
+inline void assign(bfloat16* to, float x) { to->bits = static_cast<uint16_t>(rounded(x)); }
+
+// query [H K, B, W], key [B, H, K, S], value [B, H, S, K], mask bool [B, W, S] or [B, 1, S] -> mixed
+// [H K, B, W], weights [B, H, W, S] or nothing [0]. Slots beyond those `used` are neither read nor
+// attended. What a step adds, [H K, B, W] each, is first written to the last W of the used ones.
 template <typename T>
-void attend(ffi::ThreadPool& pool, const float* query, const T* key, const T* values,
-            const bool* mask, int64_t mask_beams, int64_t used, float* mixed, float* weights,
-            int64_t batch, int64_t heads, int64_t beams, int64_t width, int64_t slots) {
+void attend(ffi::ThreadPool& pool, const float* query, T* key, T* values, const bool* mask,
+            int64_t mask_beams, int64_t used, float* mixed, float* weights, int64_t batch,
+            int64_t heads, int64_t beams, int64_t width, int64_t slots,
+            const float* new_key = nullptr, const float* new_value = nullptr) {
   int64_t all = batch * beams;
   int64_t reading = std::min(slots, whole_tiles(used)), stride = whole_tiles(slots);
   int64_t pairs = batch * heads;
@@ -561,6 +565,13 @@ void attend(ffi::ThreadPool& pool, const float* query, const T* key, const T* va
     float* sums = scratch(2, beams * whole_tiles(width));
     for (int64_t pair = pairs * piece / pieces; pair < pairs * (piece + 1) / pieces; ++pair) {
       int64_t b = pair / heads, h = pair % heads;
+      for (int64_t k = 0; new_key && k < width; ++k) {
+        for (int64_t w = 0; w < beams; ++w) {
+          int64_t from = (h * width + k) * all + b * beams + w, slot = used - beams + w;
+          assign(key + (pair * width + k) * slots + slot, new_key[from]);
+          assign(values + (pair * slots + slot) * width + k, new_value[from]);
+        }
+      }
       product<Floats>(key + pair * width * slots, slots, width, reading, query + h * width * all + b * beams,
               all, 1, beams, scores, stride);
       for (int64_t w = 0; w < beams; ++w) {
@@ -601,22 +612,44 @@ void attend(ffi::ThreadPool& pool, const float* query, const T* key, const T* va
 }
 
 ffi::Error Attend(ffi::ThreadPool pool, ffi::AnyBuffer query, ffi::AnyBuffer key,
-                  ffi::AnyBuffer value, ffi::Buffer<ffi::PRED> mask, ffi::Buffer<ffi::S32> used,
+                  ffi::AnyBuffer value, ffi::Buffer<ffi::PRED> mask,
                   ffi::Result<ffi::AnyBuffer> mixed, ffi::Result<ffi::AnyBuffer> weights) {
   auto shape = key.dimensions();
   int64_t batch = shape[0], heads = shape[1], width = shape[2], slots = shape[3];
   int64_t beams = query.dimensions()[2], mask_beams = mask.dimensions()[1];
-  int64_t count = std::min<int64_t>(slots, used.typed_data()[0]);
   float* kept = weights->element_count() ? weights->typed_data<float>() : nullptr;
   auto run = [&](auto* keys) {
     auto* values = static_cast<decltype(keys)>(value.untyped_data());
-    attend(pool, query.typed_data<float>(), keys, values, mask.typed_data(), mask_beams, count,
+    attend(pool, query.typed_data<float>(), keys, values, mask.typed_data(), mask_beams, slots,
            mixed->typed_data<float>(), kept, batch, heads, beams, width, slots);
   };
   if (key.element_type() == ffi::BF16)
-    run(static_cast<const bfloat16*>(key.untyped_data()));
+    run(static_cast<bfloat16*>(key.untyped_data()));
   else
-    run(static_cast<const float*>(key.untyped_data()));
+    run(static_cast<float*>(key.untyped_data()));
+  return ffi::Error::Success();
+}
+
+// `attend` over a cache that this step's keys and values are written to, in place.
+ffi::Error Remember(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> query,
+                    ffi::Buffer<ffi::F32> new_key, ffi::Buffer<ffi::F32> new_value,
+                    ffi::AnyBuffer, ffi::AnyBuffer, ffi::Buffer<ffi::PRED> mask,
+                    ffi::Buffer<ffi::S32> step, ffi::Result<ffi::Buffer<ffi::F32>> mixed,
+                    ffi::Result<ffi::AnyBuffer> key, ffi::Result<ffi::AnyBuffer> value) {
+  auto shape = key->dimensions();
+  int64_t batch = shape[0], heads = shape[1], width = shape[2], slots = shape[3];
+  int64_t beams = query.dimensions()[2], used = (step.typed_data()[0] + 1) * beams;
+  if (used > slots) return ffi::Error::InvalidArgument("there is no room for this step");
+  auto run = [&](auto* keys) {
+    auto* values = static_cast<decltype(keys)>(value->untyped_data());
+    attend(pool, query.typed_data(), keys, values, mask.typed_data(), mask.dimensions()[1], used,
+           mixed->typed_data(), nullptr, batch, heads, beams, width, slots, new_key.typed_data(),
+           new_value.typed_data());
+  };
+  if (key->element_type() == ffi::BF16)
+    run(static_cast<bfloat16*>(key->untyped_data()));
+  else
+    run(static_cast<float*>(key->untyped_data()));
   return ffi::Error::Success();
 }
 
@@ -669,7 +702,20 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(bart_hk_attend, Attend,
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::Buffer<ffi::PRED>>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(bart_hk_remember, Remember,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::PRED>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::AnyBuffer>()
                                   .Ret<ffi::AnyBuffer>());
 

@@ -36,11 +36,10 @@ def project_query(x: jax.Array, heads: int, axis: int = -1) -> jax.Array:
     return linear(x, width, "q_proj", axis) * (width // heads) ** -0.5
 
 
-def project_key_value(x: jax.Array, heads: int, axis: int = -1) -> tuple[jax.Array, jax.Array]:
+def project_key_value(x: jax.Array, heads: int) -> tuple[jax.Array, jax.Array]:
     """`x` -> keys [B, H, K, S], as products with few queries want them; values [B, H, S, K]."""
-    width = x.shape[axis]
-    key = split_heads(linear(x, width, "k_proj", axis), heads, axis)
-    value = split_heads(linear(x, width, "v_proj", axis), heads, axis)
+    key = split_heads(linear(x, x.shape[-1], "k_proj"), heads)
+    value = split_heads(linear(x, x.shape[-1], "v_proj"), heads)
     return key.swapaxes(2, 3), value
 
 
@@ -68,28 +67,58 @@ def attend_in_steps(
     key: jax.Array,  # [B, H, K, S]
     value: jax.Array,  # [B, H, S, K]
     mask: jax.Array,  # bool [B, W, S] or [B, 1, S]
-    used: jax.Array | int,  # nobody attends to slots beyond these
     with_weights: bool,
 ) -> tuple[jax.Array, jax.Array]:
     """`attend` over the first axis: float32 [D, B, W], and the weights where they are wanted."""
 
     def on_a_cpu(
-        query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, used: jax.Array
+        query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        return kernels.attend(query, key, value, mask, used, with_weights)
+        return kernels.attend(query, key, value, mask, with_weights)
 
     def anywhere(
-        query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, used: jax.Array
+        query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         queries = split_heads(query.astype(key.dtype), key.shape[1], axis=0)
         mixed, weights = attend(queries, key, value, mask[:, None])
         weights = weights if with_weights else jnp.zeros(0, jnp.float32)
         return merge_heads(mixed, axis=0).astype(jnp.float32), weights
 
-    arguments = (query, key, value, mask, jnp.int32(used))
-    if not kernels.serve(key.dtype):
-        return anywhere(*arguments)
-    return jax.lax.platform_dependent(*arguments, cpu=on_a_cpu, default=anywhere)
+    return kernels.choose(key.dtype, (query, key, value, mask), on_a_cpu, anywhere)
+
+
+def remember_and_attend(
+    query: jax.Array,  # [D, B, W], scaled
+    key: jax.Array,  # [D, B, W], this step's
+    value: jax.Array,  # [D, B, W]
+    keys: jax.Array,  # [B, H, K, T W], of the steps so far
+    values: jax.Array,  # [B, H, T W, K]
+    mask: jax.Array,  # bool [B, W, T W]
+    step: jax.Array,  # int32
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`attend` over a cache, to which this step's keys and values are written first: float32
+    [D, B, W] and the cache with them."""
+
+    def anywhere(
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        keys: jax.Array,
+        values: jax.Array,
+        mask: jax.Array,
+        step: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        heads, slot = keys.shape[1], step * query.shape[2]
+        new_key = split_heads(key, heads, axis=0).swapaxes(2, 3).astype(keys.dtype)
+        new_value = split_heads(value, heads, axis=0).astype(values.dtype)
+        keys = jax.lax.dynamic_update_slice(keys, new_key, (0, 0, 0, slot))
+        values = jax.lax.dynamic_update_slice(values, new_value, (0, 0, slot, 0))
+        queries = split_heads(query.astype(keys.dtype), heads, axis=0)
+        mixed, _ = attend(queries, keys, values, mask[:, None])
+        return merge_heads(mixed, axis=0).astype(jnp.float32), keys, values
+
+    arguments = (query, key, value, keys, values, mask, step)
+    return kernels.choose(keys.dtype, arguments, kernels.remember, anywhere)
 
 
 def _merge_and_project(mixed: jax.Array) -> jax.Array:

@@ -100,9 +100,7 @@ def product(
         out = out + b.astype(jnp.float32).reshape(-1, *(1,) * (x.ndim - 1))
         return _gelu(out) if gelu else out
 
-    if not kernels.serve(w.dtype):
-        return anywhere(x, w, b)
-    return jax.lax.platform_dependent(x, w, b, cpu=on_a_cpu, default=anywhere)
+    return kernels.choose(w.dtype, (x, w, b), on_a_cpu, anywhere)
 
 
 class _FirstAxisLinear(hk.Module):
@@ -200,9 +198,7 @@ class _FirstAxisLayerNorm(hk.Module):
             return (normal * scale[:, None] + offset[:, None]).reshape(x.shape)
 
         arguments = (x,) if y is None else (x, y.astype(x.dtype))
-        if not kernels.serve(x.dtype):
-            return anywhere(*arguments)
-        return jax.lax.platform_dependent(*arguments, cpu=on_a_cpu, default=anywhere)
+        return kernels.choose(x.dtype, arguments, on_a_cpu, anywhere)
 
 
 def layer_norm(x: jax.Array, name: str, axis: int = -1, plus: jax.Array | None = None) -> jax.Array:
@@ -239,6 +235,29 @@ def embedding(name: str, rows: int, width: int, zero_row: int | None = None) -> 
         return table if zero_row is None else table.at[zero_row].set(0.0)
 
     return Parameter(name, "embeddings", (rows, width), init)
+
+
+def look_up(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """`table[ids]`: rows [..., D] of [rows, D].
+
+    XLA's CPU compiler turns the whole of a bfloat16 table into float32 before it looks anything up,
+    so there the rows are taken as bits.
+    """
+    return _rows_of_bits(table, ids) if table.dtype == jnp.bfloat16 else table[ids]
+
+
+@jax.custom_jvp
+def _rows_of_bits(table: jax.Array, ids: jax.Array) -> jax.Array:
+    bits = jax.lax.bitcast_convert_type(table, jnp.uint16)
+    return jax.lax.bitcast_convert_type(bits[ids], table.dtype)
+
+
+@_rows_of_bits.defjvp
+def _rows_of_bits_jvp(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    (table, ids), (change, _) = primals, tangents
+    return _rows_of_bits(table, ids), change[ids]
 
 
 def dropout(x: jax.Array, rate: float, training: bool) -> jax.Array:

@@ -18,6 +18,7 @@ from bart_hk.model.attention import (
     attention,
     project_key_value,
     project_query,
+    remember_and_attend,
 )
 from bart_hk.model.layers import (
     Parameter,
@@ -27,6 +28,7 @@ from bart_hk.model.layers import (
     layer_norm,
     linear,
     linear_and_activate,
+    look_up,
 )
 
 
@@ -137,7 +139,7 @@ class _Stack(hk.Module):
         training: bool,
     ) -> jax.Array:
         """Scaled token embeddings plus positions, normalised: [B, T, D]."""
-        config, x = self.config, table[tokens]
+        config, x = self.config, look_up(table, tokens)
         if not config.no_scale_embedding:
             x = x * config.encoder_embed_dim**0.5
         offset = config.position_offset
@@ -371,7 +373,7 @@ class Decoder(_Stack):
         x = self._embed(self._tokens(), tokens, position, config.max_target_positions, False)
         x = jnp.moveaxis(x.astype(jnp.float32), -1, 0)  # [D, B, W]: see `bart_hk.model.layers`
         keys, values = list(cache.keys), list(cache.values)
-        beam, last = tokens.shape[1], config.decoder_layers - 1
+        last = config.decoder_layers - 1
         mask = ancestors.reshape(*ancestors.shape[:2], -1)  # [B, W, T W]
         source_mask = cache.src_mask[:, None]
         crosses: list[jax.Array] = []
@@ -380,22 +382,18 @@ class Decoder(_Stack):
 
             def attend_self(h: jax.Array, i: int = i) -> jax.Array:
                 with hk.name_scope("self_attn"):
-                    query, slot = project_query(h, heads, axis=0), position * beam
-                    new_key, new_value = project_key_value(h, heads, axis=0)  # float32
-                    new_key, new_value = (x.astype(keys[i].dtype) for x in (new_key, new_value))
-                    keys[i] = jax.lax.dynamic_update_slice(keys[i], new_key, (0, 0, 0, slot))
-                    values[i] = jax.lax.dynamic_update_slice(values[i], new_value, (0, 0, slot, 0))
-                    seen = (keys[i], values[i], mask, slot + beam)
-                    mixed, _ = attend_in_steps(query, *seen, with_weights=False)
+                    query = project_query(h, heads, axis=0)
+                    key, value = (linear(h, h.shape[0], f"{n}_proj", axis=0) for n in "kv")
+                    mixed, keys[i], values[i] = remember_and_attend(
+                        query, key, value, keys[i], values[i], mask, position
+                    )
                     return linear(mixed, h.shape[0], "out_proj", axis=0)
 
             def attend_source(h: jax.Array, i: int = i) -> jax.Array:
                 with hk.name_scope("encoder_attn"):
                     query = project_query(h, heads, axis=0)
                     seen = (cache.cross_keys[i], cache.cross_values[i], source_mask)
-                    mixed, weights = attend_in_steps(
-                        query, *seen, used=source_mask.shape[-1], with_weights=i == last
-                    )
+                    mixed, weights = attend_in_steps(query, *seen, with_weights=i == last)
                     crosses.append(weights)
                     return linear(mixed, h.shape[0], "out_proj", axis=0)
 

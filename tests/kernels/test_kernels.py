@@ -75,10 +75,24 @@ def test_the_gelu_is_exact_where_it_bends_and_where_it_is_flat():
     np.testing.assert_allclose(found, exact, rtol=1e-6, atol=5e-7)
 
 
+def attended(
+    query: np.ndarray, key: np.ndarray, value: np.ndarray, mask: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mixed values [D, B, W] and weights [B, H, W, S], in float64; see `kernels.attend`."""
+    heads, width = key.shape[1:3]
+    queries = query.astype(np.float64).reshape(heads, width, *query.shape[1:])
+    scores = np.einsum("hkbw,bhks->bhws", queries, key)
+    mask = np.broadcast_to(mask, (key.shape[0], query.shape[2], key.shape[3]))
+    scores = np.where(mask[:, None], scores, np.finfo(np.float32).min)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    return np.einsum("bhws,bhsk->hkbw", weights, value).reshape(query.shape), weights
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("beams", [1, 3, 4, 9])
-@pytest.mark.parametrize(("slots", "used"), [(1, 1), (8, 5), (36, 36), (100, 64), (128, 90)])
-def test_attention_reads_what_is_used_and_allowed(slots, used, beams, dtype):
+@pytest.mark.parametrize("slots", [1, 8, 36, 100, 128])
+def test_attention_attends_where_it_may(slots, beams, dtype):
     rng = np.random.default_rng(slots)
     batch, heads, width = 2, 3, 20
     query = draw(rng, heads * width, batch, beams)
@@ -86,33 +100,49 @@ def test_attention_reads_what_is_used_and_allowed(slots, used, beams, dtype):
         jnp.asarray(draw(rng, *shape), dtype)
         for shape in ((batch, heads, width, slots), (batch, heads, slots, width))
     )
-    key, value = key.at[..., used:].set(jnp.nan), value.at[:, :, used:].set(jnp.nan)
     for rows in (1, beams):
         mask = rng.random((batch, rows, slots)) < 0.7
         mask[:, :, 0] = True
-        mask[0, 0, :used] = False  # who may attend nowhere attends everywhere
-        scores = np.einsum(
-            "hkbw,bhks->bhws",
-            query.reshape(heads, width, batch, beams).astype(np.float64),
-            np.asarray(key, np.float64)[..., :used],
-        )
-        lowest = np.finfo(np.float32).min
-        scores = np.where(
-            np.broadcast_to(mask, (batch, beams, slots))[:, None, :, :used], scores, lowest
-        )
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        weights /= weights.sum(-1, keepdims=True)
-        mixed = np.einsum("bhws,bhsk->hkbw", weights, np.asarray(value, np.float64)[:, :, :used])
-        found, attended = kernels.attend(
-            jnp.asarray(query), key, value, jnp.asarray(mask), used, with_weights=True
-        )
-        np.testing.assert_allclose(found, mixed.reshape(query.shape), rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(attended[..., :used], weights, rtol=1e-5, atol=1e-6)
-        assert not np.asarray(attended[..., used:]).any()
-        assert not np.asarray(attended[..., :used])[weights == 0].any()
-        again, nothing = kernels.attend(jnp.asarray(query), key, value, jnp.asarray(mask), used)
+        mask[0, 0] = False  # who may attend nowhere attends everywhere
+        exact_ones = (np.asarray(x, np.float64) for x in (key, value))
+        mixed, weights = attended(query, *exact_ones, mask)
+        arguments = (jnp.asarray(query), key, value, jnp.asarray(mask))
+        found, shares = kernels.attend(*arguments, with_weights=True)
+        np.testing.assert_allclose(found, mixed, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(shares, weights, rtol=1e-5, atol=1e-6)
+        assert not np.asarray(shares)[weights == 0].any()
+        again, nothing = kernels.attend(*arguments)
         np.testing.assert_array_equal(again, found)
         assert nothing.size == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("beams", [1, 3, 4, 9])
+@pytest.mark.parametrize(("room", "step"), [(1, 0), (8, 0), (8, 4), (8, 7), (25, 13)])
+def test_a_step_is_remembered_and_what_is_beyond_it_is_not_read(room, step, beams, dtype):
+    rng = np.random.default_rng(room)
+    batch, heads, width = 2, 3, 20
+    slots, before, used = room * beams, step * beams, (step + 1) * beams
+    query, key, value = (draw(rng, heads * width, batch, beams) for _ in range(3))
+    keys, values = (
+        jnp.asarray(draw(rng, *shape), dtype)
+        for shape in ((batch, heads, width, slots), (batch, heads, slots, width))
+    )
+    keys, values = keys.at[..., before:].set(jnp.nan), values.at[:, :, before:].set(jnp.nan)
+    new_key = jnp.asarray(key.reshape(heads, width, batch, beams).transpose(2, 0, 1, 3), dtype)
+    new_value = jnp.asarray(value.reshape(heads, width, batch, beams).transpose(2, 0, 3, 1), dtype)
+    full_keys = np.asarray(keys.at[..., before:used].set(new_key), np.float64)
+    full_values = np.asarray(values.at[:, :, before:used].set(new_value), np.float64)
+    mask = rng.random((batch, beams, slots)) < 0.7
+    mask[0, 0] = False
+    held = (full_keys[..., :used], full_values[:, :, :used])
+    expected, _ = attended(query, *held, mask[..., :used])
+    arguments = (*map(jnp.asarray, (query, key, value)), keys, values, jnp.asarray(mask))
+    mixed, after_keys, after_values = kernels.remember(*arguments, step)
+    np.testing.assert_allclose(mixed, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(np.asarray(after_keys, np.float64), full_keys)
+    np.testing.assert_array_equal(np.asarray(after_values, np.float64), full_values)
+    assert np.isnan(keys[..., before:]).all()  # what the caller still holds is not written to
 
 
 @pytest.mark.parametrize("columns", COLUMNS, ids=str)
