@@ -1,4 +1,4 @@
-"""What every room that reads files says of those that it cannot read."""
+"""What every room that reads files says of those that it cannot read; and warnings."""
 
 from typing import Any
 
@@ -11,6 +11,14 @@ class CheckpointError(ValueError):
     One line: the file, the member or tensor in it, and what is wrong. A file that is not there is a
     FileNotFoundError, and a disk that fails an OSError.
     """
+
+
+class NothingFoundWarning(UserWarning):
+    """A search ended without any hypothesis for an input, so its list of them is empty."""
+
+
+class CutTextWarning(UserWarning):
+    """A text was longer than the model's positions, and was cut to them."""
 
 
 def shown(value: Any) -> str:

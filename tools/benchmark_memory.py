@@ -19,6 +19,7 @@ from benchmark_load import forget_peak, memory
 
 import bart_hk
 import bart_hk.hub  # what takes memory whatever is loaded
+from bart_hk.generation.generator import STAGES
 
 
 def main() -> None:
@@ -36,7 +37,7 @@ def main() -> None:
     )
     seconds = time.perf_counter() - start
     assert all(len(h["tokens"]) == steps for row in found for h in row)
-    room = next(size for size in (32, 64, 128, 256, 512, 1024) if size > steps)
+    room = next(size for size in STAGES if size >= steps)
     needed = held_in_search(model.config, rows, beam, source, room, model.model.dtype.itemsize)
     peak = memory("VmHWM") - before
     print(json.dumps({"peak": peak, "needed": needed, "seconds": seconds, "opened": opened}))

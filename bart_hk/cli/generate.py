@@ -24,7 +24,7 @@ from typing import IO, Any, NoReturn
 
 from tqdm import tqdm
 
-from bart_hk.cli.inputs import Format, Item, lines_of, open_lines, read_items
+from bart_hk.cli.inputs import COLUMNS, Format, Item, lines_of, open_lines, read_items
 from bart_hk.cli.item_generator import DTYPES, ItemGenerator
 from bart_hk.cli.option_flags import add_option_flags
 from bart_hk.cli.outputs import FORMATS
@@ -143,6 +143,10 @@ class _Job:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
         if arguments.prefix is not None and arguments.prefix_size:
             raise ValueError("--prefix and --prefix-size both say how outputs begin; give one")
+        if arguments.prefix_size and "prefix" in (arguments.columns or "").split(","):
+            raise ValueError(
+                "--prefix-size and the prefix of --columns both say how outputs begin; give one"
+            )
         if arguments.prefix_size < 0:
             raise ValueError(f"--prefix-size must be at least 0, not {arguments.prefix_size}")
         if arguments.replace_unk is not None and options.get("print_alignment") == "soft":
@@ -283,8 +287,11 @@ def _generate_all(
     total = described["input"]["lines"] if "input" in described else None  # a packed file's differ
     hidden = True if arguments.quiet or from_terminal else None  # None: unless it is a terminal
     cut: list[int] = []
+    noted: set[str] = set()
     with tqdm(total=total, initial=done, disable=hidden, unit="input", file=sys.stderr) as bar:
         for window in _windows(items, size):
+            if not arguments.quiet:
+                _note_what_is_unread(window, noted)
             rows, too_long = generation.encode(window)
             cut += too_long
             if names and metrics is None and any(item.target is not None for item in window):
@@ -309,6 +316,8 @@ def _generate_all(
                 unfinished.append(texts, metrics.state if metrics else {})
             elif out is not None:
                 out.write("".join(texts))
+    if generation.order and not (generation.had_constraints or done or arguments.quiet):
+        logger.warning("--constraints %s changed nothing: no input has phrases", generation.order)
     if cut and not arguments.quiet:
         limit = generation.bart.max_positions[0]
         logger.warning(
@@ -322,6 +331,18 @@ def _generate_all(
         unfinished.finish(last)
     elif out is not None:
         out.finish(last)
+
+
+def _note_what_is_unread(items: Sequence[Item], noted: set[str]) -> None:
+    """Names the keys of JSON objects that nothing reads, each once."""
+    for item in items:
+        for name in item.unread:
+            if name not in noted:
+                noted.add(name)
+                known = ", ".join(COLUMNS)
+                logger.warning(
+                    'input %d: the key "%s" is not read; those are %s', item.number, name, known
+                )
 
 
 def _summary(job: _Job, metrics: TextMetrics | None, beam: int) -> str:

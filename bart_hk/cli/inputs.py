@@ -1,5 +1,7 @@
 """What `bart-hk-generate` reads: a text on every line, or columns, or JSON."""
 
+import dataclasses
+import difflib
 import gzip
 import itertools
 import json
@@ -21,6 +23,7 @@ class Item:
     target: str | None = None  # a reference
     prefix: str | None = None  # what the output begins with
     constraints: tuple[str, ...] | None = None  # phrases
+    unread: tuple[str, ...] = ()  # what else its JSON object has
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,11 @@ def _from_json(number: int, line: str, where: str) -> Item:
         raise ValueError(f"{where}: not JSON ({error})") from None
     if not isinstance(record, dict) or not isinstance(record.get("source"), str):
         raise ValueError(f'{where}: not a JSON object with a text as "source"')
+    unread = tuple(name for name in record if name not in COLUMNS)
+    for name in unread:
+        near = difflib.get_close_matches(name, COLUMNS, n=1, cutoff=0.8)
+        if near and near[0] not in record:
+            raise ValueError(f'{where}: there is no key "{name}"; did you mean "{near[0]}"?')
     found: dict[str, Any] = {name: record[name] for name in COLUMNS if record.get(name) is not None}
     for name, value in found.items():
         texts = value if name == "constraints" and isinstance(value, list) else [value]
@@ -117,7 +125,7 @@ def _from_json(number: int, line: str, where: str) -> Item:
             raise ValueError(f'{where}: "{name}" is not {kind}')
     if "constraints" in found:
         found["constraints"] = tuple(found["constraints"])
-    return Item(number, **found)
+    return Item(number, **found, unread=unread)
 
 
 def open_lines(path: Path) -> IO[bytes]:
@@ -176,7 +184,7 @@ def read_items(
             reference, _ = next(others, (None, ""))
             if reference is None:
                 raise ValueError(f"{where}: the references end before it")
-            item = Item(number, item.source, reference.strip(), item.prefix, item.constraints)
+            item = dataclasses.replace(item, target=reference.strip())
         yield item
     if others is not None and (more := next(others, None)) is not None:
         raise ValueError(f"{more[1]}: more references than inputs, which end with {where}")

@@ -2,9 +2,11 @@
 
 import argparse
 import importlib
+import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,14 @@ import numpy as np
 
 from bart_hk.cli.inputs import Item, lines_of, open_lines
 from bart_hk.cli.outputs import FORMATS
+from bart_hk.errors import CutTextWarning, NothingFoundWarning
 from bart_hk.generation import alignment
 from bart_hk.generation.lists import plan
 from bart_hk.generation.options import GenerationOptions
 from bart_hk.generation.trie import Trie
 from bart_hk.hub import BARTHubInterface, load
+
+logger = logging.getLogger("bart-hk-generate")
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -53,6 +58,7 @@ class ItemGenerator:
         defaults = {"beam": GenerationOptions.beam, **self.bart.extras.get("generation", {})}
         self.options.setdefault("beam", defaults["beam"])
         self.order = self.options.pop("constraints", None)
+        self.had_constraints = False  # did any input bring phrases?
         self.prints_alignment = "print_alignment" in self.options
         if arguments.replace_unk is not None:
             self.options["print_alignment"] = "hard"
@@ -75,7 +81,9 @@ class ItemGenerator:
 
     def encode(self, items: Sequence[Item]) -> tuple[list[np.ndarray], list[int]]:
         """The ids of the sources, and the numbers of those that had to be cut."""
-        rows = self.bart.encode([item.source for item in items])
+        with warnings.catch_warnings():  # all that are cut are counted here
+            warnings.simplefilter("ignore", CutTextWarning)
+            rows = self.bart.encode([item.source for item in items])
         longest = min(self.bart.max_positions)
         full = [i for i, row in enumerate(rows) if len(row) >= longest]
         whole = self.bart.text.encode_batch([items[i].source for i in full])
@@ -92,6 +100,8 @@ class ItemGenerator:
                 self.bart.text.encode_batch(item.constraints or ()) for item in items
             ]
             options["ordered"] = self.order == "ordered"
+        if any(item.constraints for item in items):
+            self.had_constraints = True
         if arguments.prefix_size:
             options["prefix_tokens"] = [self._reference_prefix(item) for item in items]
         elif arguments.prefix is not None or any(item.prefix is not None for item in items):
@@ -102,17 +112,26 @@ class ItemGenerator:
             # A line's draws must not depend on which lines are in its batch.
             options["draw_numbers"] = [item.number for item in items]
         try:
-            found = self.bart.generate(
-                list(rows),
-                prefix_allowed_tokens_fn=self.trie,
-                lm=self.lm,
-                attention=False,
-                max_tokens=arguments.max_tokens,
-                batch_size=arguments.batch_size,
-                **options,
-            )
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                found = self.bart.generate(
+                    list(rows),
+                    prefix_allowed_tokens_fn=self.trie,
+                    lm=self.lm,
+                    attention=False,
+                    max_tokens=arguments.max_tokens,
+                    batch_size=arguments.batch_size,
+                    **options,
+                )
         except ValueError as error:
             raise ValueError(_with_numbers(str(error), items)) from None
+        for warning in caught:
+            if not issubclass(warning.category, NothingFoundWarning):
+                warnings.warn_explicit(
+                    warning.message, warning.category, warning.filename, warning.lineno
+                )
+            elif not arguments.quiet:
+                logger.warning("%s", _with_numbers(str(warning.message), items))
         results = []
         for item, hypotheses in zip(items, found, strict=True):
             readable = [self._readable(item, hypothesis) for hypothesis in hypotheses]
@@ -125,6 +144,11 @@ class ItemGenerator:
             raise ValueError(
                 f"--prefix-size {self.arguments.prefix_size} takes the beginning of a "
                 f"reference, and input {item.number} has none"
+            )
+        if item.prefix is not None:
+            raise ValueError(
+                f"--prefix-size {self.arguments.prefix_size} and the prefix of input "
+                f"{item.number} both say how its output begins; give one"
             )
         start = self.bart.encode_prefix()
         ids = self.bart.text.encode(item.target)[: self.arguments.prefix_size]

@@ -161,6 +161,31 @@ def checked_constraints(
     return checked
 
 
+def check_repetitions(phrases_per_row: Phrases, size: int, ordered: bool) -> None:
+    """Looks for phrases that no hypothesis can hold.
+
+    Args:
+        phrases_per_row: what `checked_constraints` gives.
+        size: n-grams of so many tokens may not come twice in a hypothesis; 0: any may.
+        ordered: phrases come one after the other, and share no tokens.
+
+    Raises:
+        ValueError: an n-gram comes twice in a phrase, or in ordered phrases.
+    """
+    for i, phrases in enumerate(phrases_per_row if size else ()):
+        seen: set[tuple[int, ...]] = set()
+        for j, phrase in enumerate(phrases):
+            seen = seen if ordered else set()
+            ids = phrase.tolist()
+            for ngram in (tuple(ids[n : n + size]) for n in range(len(ids) - size + 1)):
+                if ngram in seen:
+                    raise ValueError(
+                        f"constraint {j} of input {i} repeats {list(ngram)}, which "
+                        f"no_repeat_ngram_size={size} forbids; raise it, or change the phrases"
+                    )
+                seen.add(ngram)
+
+
 def _phrase(phrase: Any, i: int, j: int) -> np.ndarray:
     ids = np.asarray(phrase)
     if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):

@@ -11,11 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from bart_hk.data.batching import buckets_up_to, pad_rows
+from bart_hk.data.batching import bucket, buckets_up_to, pad_rows
 from bart_hk.generation import alignment, contrastive, search, trie
 from bart_hk.generation.conditions import AllowedTokens, allowed_mask
 from bart_hk.generation.constraints import initial_states
-from bart_hk.generation.lists import BATCH_SIZE, MAX_TOKENS, Hypothesis, hypothesis, plan
+from bart_hk.generation.lists import (
+    BATCH_SIZE,
+    MAX_TOKENS,
+    Hypothesis,
+    check_bounds,
+    hypothesis,
+    plan,
+)
 from bart_hk.generation.options import GenerationOptions
 from bart_hk.generation.request import Request
 from bart_hk.generation.state import (
@@ -31,8 +38,9 @@ from bart_hk.generation.state import (
 )
 from bart_hk.model import BART, EncoderOutput, Ensemble
 
-# Room for target tokens is made in stages, so that a short output never pays for a long cache.
-STAGES = (32, 64, 128, 256, 512, 1024)
+# Room for target tokens is made in stages, so that a short output never pays for a long cache; each
+# is another program to compile.
+STAGES = (64, 128, 256, 512, 1024)
 
 
 class Generator:
@@ -78,7 +86,8 @@ class Generator:
 
         A row's result does not depend on the rows around it. Hypotheses of exactly equal score keep
         the order in which they ended. There are `options.nbest` of them, or `options.beam` (at most
-        V - 1), or fewer where the options leave fewer to be found.
+        V - 1), or fewer where the options leave fewer to be found. Where they leave none, a
+        `NothingFoundWarning` names the row.
 
         Args:
             params: of `bart`; of an ensemble those of each member.
@@ -121,7 +130,8 @@ class Generator:
         Raises:
             ValueError: a source, a prefix or a constraint is empty, too long or holds an id outside
                 the vocabulary; the options leave it no possible length
-                (`GenerationOptions.length_limits`) or do not go together.
+                (`GenerationOptions.length_limits`) or do not go together; there can be no output,
+                as no sequence of the trie is allowed or a phrase repeats an n-gram.
         """
         request = Request.make(
             self.bart.config,
@@ -150,7 +160,10 @@ class Generator:
                 if request.allowed is None:
                     state = self._searched(params, state, limits, request.rules)
                 else:
-                    state = self._asking(params, state, limits, request, batch)
+                    for step in range(int(limits.max_len.max()) + 1):
+                        state = self._one_step(params, state, limits, request, batch, step)
+                        if bool(state.done.all()):
+                            break
                 state = state._replace(cache=None, extra=Extra())
                 if not with_attention:
                     state = state._replace(attention=None)
@@ -159,6 +172,7 @@ class Generator:
                     found = read_out(state, row, lengths[i], request.rules.eos)
                     results[i] = self._hypotheses(found, request.sources[i], options, attention)
                 bar.update(len(batch))
+        request.warn_of_nothing([i for i, found in enumerate(results) if not found])
         return results
 
     def stream(
@@ -168,6 +182,8 @@ class Generator:
         options: GenerationOptions,
         *,
         prefix_tokens: Any = None,
+        prefix_allowed_tokens_fn: AllowedTokens | None = None,
+        lm: LanguageModel | None = None,
     ) -> Iterator[int]:
         """The generated ids of one source, `</s>` last, each as soon as it is known.
 
@@ -193,6 +209,8 @@ class Generator:
             options,
             is_ensemble=isinstance(self.bart, Ensemble),
             prefix_tokens=None if prefix_tokens is None else [prefix_tokens],
+            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+            lm=lm,
         )
         return self._tokens(params, request)
 
@@ -203,10 +221,12 @@ class Generator:
         source = self._source(request, None, batch, count, width)
         state = self._started(params, source, 1, limits, request.rules)
         while True:
-            state = self._searched(params, state, limits, request.rules, until=int(state.step) + 1)
+            state = self._one_step(params, state, limits, request, batch, int(state.step))
             if bool(state.done[0]):
                 if int(state.ended[0]):
                     yield request.rules.eos
+                else:
+                    request.warn_of_nothing([0])
                 return
             yield int(state.token[0, 0])
 
@@ -244,7 +264,7 @@ class Generator:
             limits.constraints,
             is_restricted=limits.trie is not None,
             rules=rules.at_the_beginning,
-            length=self._stages()[0],
+            length=bucket(int(limits.min_len.max()) + 1, self._stages()),  # it will take that many
         )
 
     def _searched(
@@ -269,13 +289,18 @@ class Generator:
             length = stages[stages.index(room) + 1]
             state = self._grow(state, beam=rules.beam, length=length)
 
-    def _asking(
-        self, params: Any, state: State, limits: Limits, request: Request, batch: np.ndarray
+    def _one_step(
+        self,
+        params: Any,
+        state: State,
+        limits: Limits,
+        request: Request,
+        batch: np.ndarray,
+        step: int,
     ) -> State:
-        """The finished search, where a function on the host says at each step what is allowed."""
+        """The state one step on, where a function on the host may say what is allowed in it."""
         rules, vocabulary = request.rules, self.bart.config.vocab_size
-        assert request.allowed is not None
-        for step in range(int(limits.max_len.max()) + 1):
+        if request.allowed is not None:
             carried = (state.tokens, state.lineage, state.token, state.score, state.done)
             tokens, lineage, token, score, done = jax.device_get(carried)
             held = np.take_along_axis(tokens, lineage.swapaxes(1, 2), 2).swapaxes(1, 2)[:, :, :step]
@@ -287,11 +312,8 @@ class Generator:
             alive &= ~np.broadcast_to(forced, done.shape)[:, None]
             mask = allowed_mask(request.allowed, batch, held, alive, vocabulary)
             mask |= ~alive[..., None]
-            asked = limits._replace(allowed=mask)
-            state = self._searched(params, state, asked, rules, until=step + 1)
-            if bool(state.done.all()):
-                break
-        return state
+            limits = limits._replace(allowed=mask)
+        return self._searched(params, state, limits, rules, until=step + 1)
 
     def _hypotheses(
         self,
@@ -417,6 +439,7 @@ def _plan_encoded(
     encoder_out: Any, max_tokens: int, batch_size: int
 ) -> list[tuple[np.ndarray, tuple[int, int]]]:
     """Batches of rows that are padded to one length already, in their order."""
+    check_bounds(max_tokens, batch_size)
     rows, width = jax.tree.leaves(encoder_out)[0].shape[:2]
     count = max(1, min(batch_size, max_tokens // width, rows))
     starts = range(0, rows, count)

@@ -50,10 +50,25 @@ def checked_rows(what: str, rows: Sequence[Any], longest: int, vocabulary: int) 
     return checked
 
 
+def check_bounds(max_tokens: Any, batch_size: Any) -> None:
+    """
+    Raises:
+        ValueError: a bound of a batch is no number of 1 and more.
+    """
+    for name, value in (("max_tokens", max_tokens), ("batch_size", batch_size)):
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a whole number, at least 1, not {value!r}")
+
+
 def plan(
     lengths: Sequence[int] | np.ndarray, positions: int, max_tokens: int, batch_size: int
 ) -> list[tuple[np.ndarray, tuple[int, int]]]:
-    """`plan_shapes` for sources of these lengths and a model of that many positions."""
+    """`plan_shapes` for sources of these lengths and a model of that many positions.
+
+    Raises:
+        ValueError: a bound is no number of 1 and more.
+    """
+    check_bounds(max_tokens, batch_size)
     buckets = buckets_up_to(positions)
     return plan_shapes(lengths, max_tokens=max_tokens, batch_size=batch_size, buckets=buckets)
 

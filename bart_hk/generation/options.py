@@ -66,7 +66,8 @@ class GenerationOptions:
     forced_bos_token_id: int | None = None  # the first generated token; None: the model's
     suppress_tokens: tuple[int, ...] = ()  # ids that are never chosen
     # Divides positive scores of tokens that a hypothesis already holds, and multiplies negative
-    # ones: logits, or in searches with several beams log probabilities; 1: nothing.
+    # ones: logits, or in searches with several beams, and of an ensemble, whose members share
+    # nothing but probabilities, log probabilities; 1: nothing.
     repetition_penalty: float = 1.0
     # True: a search is over once it has `beam` hypotheses. Otherwise better hypotheses take the
     # places of worse ones, until no beam could still end better than the worst: were it to end now

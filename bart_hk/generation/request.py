@@ -4,12 +4,14 @@ Shapes: B batch, W beam width, V vocabulary, S source length, T target length.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from bart_hk.config import BARTConfig
+from bart_hk.errors import NothingFoundWarning
 from bart_hk.generation.conditions import (
     AllowedTokens,
     check_ids,
@@ -17,7 +19,11 @@ from bart_hk.generation.conditions import (
     draw_keys,
     prefix_array,
 )
-from bart_hk.generation.constraints import checked_constraints, compile_constraints
+from bart_hk.generation.constraints import (
+    check_repetitions,
+    checked_constraints,
+    compile_constraints,
+)
 from bart_hk.generation.lists import checked_rows
 from bart_hk.generation.options import GenerationOptions
 from bart_hk.generation.state import LanguageModel, Limits, Rules
@@ -75,20 +81,12 @@ class Request:
                 never={config.eos_token_id, config.pad_token_id, *options.suppress_tokens},
                 room=room,
             )
+            size = options.no_repeat_ngram_size
+            check_repetitions(constraints, size, options.constraints == "ordered")
         trie, allowed = None, prefix_allowed_tokens_fn
         if isinstance(allowed, Trie):
-            # </s>, if it stands there, does not count.
-            for i in np.flatnonzero(max_len < allowed.shortest - 1):
-                raise ValueError(
-                    f"the trie's shortest sequence has {allowed.shortest} ids, but input {i} may "
-                    f"have only {max_len[i]} tokens before </s>; raise max_len_b"
-                )
             _check_beginnings(allowed, prefixes, config.decoder_start_token_id)
-            if options.min_len > allowed.longest:
-                raise ValueError(
-                    f"min_len={options.min_len} is more than the {allowed.longest} ids of the "
-                    "trie's longest sequence; lower it"
-                )
+            _check_ends(allowed, prefixes, min_len, max_len, options, config.eos_token_id)
             trie, allowed = allowed.tables(config.vocab_size, config.eos_token_id), None
         return cls(
             options,
@@ -139,6 +137,30 @@ class Request:
             trie=self.trie,
         )
 
+    def warn_of_nothing(self, rows: Sequence[int]) -> None:
+        """Says which rows have no hypothesis, and what may have left them none."""
+        if not rows:
+            return
+        options = self.options
+        in_force = {
+            "prefix_allowed_tokens_fn": self.trie is not None or self.allowed is not None,
+            "constraints": self.constraints is not None,
+            "suppress_tokens": bool(options.suppress_tokens),
+            f"no_repeat_ngram_size={options.no_repeat_ngram_size}": options.no_repeat_ngram_size,
+            f"min_len={options.min_len}": options.min_len > 1,
+        }
+        names = [name for name, is_on in in_force.items() if is_on]
+        longest = int(self.max_len[rows[0]])
+        why = f"under {' and '.join(names)} nothing ended with </s> within {longest} tokens"
+        if not names:
+            why = "no token had a score; look for NaN in the weights"
+        more = f" and {len(rows) - 1} others" if len(rows) > 1 else ""
+        warnings.warn(
+            f"the search found no hypothesis for input {rows[0]}{more}: {why}",
+            NothingFoundWarning,
+            stacklevel=3,
+        )
+
 
 def _check_beginnings(trie: Trie, prefixes: Sequence[np.ndarray], start: int) -> None:
     """
@@ -156,6 +178,34 @@ def _check_beginnings(trie: Trie, prefixes: Sequence[np.ndarray], start: int) ->
                 raise ValueError(
                     f"the trie has no sequence that begins with {list(begins[: n + 1])}, as input "
                     f"{i} must; its sequences begin with the forced first token, if there is one"
+                )
+
+
+def _check_ends(
+    trie: Trie,
+    prefixes: Sequence[np.ndarray],
+    min_len: np.ndarray,  # int32, of each row
+    max_len: np.ndarray,  # int32, of each row
+    options: GenerationOptions,
+    eos: int,
+) -> None:
+    """
+    Raises:
+        ValueError: no sequence of the trie is an output that a row may have.
+    """
+    begins = [tuple(prefix.tolist()) for prefix in prefixes]
+    for least in np.unique(min_len):
+        rows = np.flatnonzero(min_len == least)
+        of_these = [begins[i] for i in rows]
+        shortest = trie.shortest_outputs(of_these, int(least), options.suppress_tokens, eos)
+        for i in rows:
+            if shortest[begins[i]] > max_len[i]:
+                without = " and no suppressed token" if options.suppress_tokens else ""
+                after = f" that begins with {list(begins[i])}" if begins[i] else ""
+                raise ValueError(
+                    f"the trie has no sequence{after} of {least} to {max_len[i]} ids before </s>"
+                    f"{without}, so there would be no output for input {i}; change min_len, "
+                    "max_len_b or suppress_tokens"
                 )
 
 

@@ -3,7 +3,8 @@
 Shapes: B batch, W beam width, V vocabulary, N nodes, E edges, D nodes with many children.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -52,11 +53,10 @@ class Trie:
         self.eos = eos
         ids, lengths = _flat(sequences)
         self._largest = int(ids.max())
-        self.longest, self.shortest = int(lengths.max()), int(lengths.min())  # in ids as given
         begins = np.cumsum(lengths) - lengths
         # Level by level: nodes are numbered in the order of (level, parent, token), so node e + 1
         # is where edge e leads, and edges are in the order of (parent, token).
-        parents, tokens, lasts = [], [], []
+        parents, tokens, lasts, levels = [], [], [], [1]
         going = np.arange(len(lengths))
         node = np.zeros(len(lengths), np.int64)
         nodes, level = 1, 0
@@ -67,6 +67,7 @@ class Trie:
             tokens.append(edges % (self._largest + 1))
             node = nodes + edge
             nodes += len(edges)
+            levels.append(nodes)
             level += 1
             further = lengths[going] > level
             lasts.append(node[~further])
@@ -76,7 +77,48 @@ class Trie:
         self._ends = np.zeros(nodes, np.bool_)
         self._ends[np.concatenate(lasts)] = True
         self._first = np.searchsorted(self._parent, np.arange(nodes + 1))
+        self._levels = levels  # nodes of at most so many ids
         self._made: dict[tuple[int, int], TrieTables] = {}
+
+    def shortest_outputs(
+        self, prefixes: Sequence[tuple[int, ...]], least: int, never: Collection[int], eos: int
+    ) -> dict[tuple[int, ...], int]:
+        """What a search that must begin with a prefix can end with, at the earliest.
+
+        Args:
+            prefixes: ids, without the decoder's start token.
+            least: a sequence must have so many ids, `</s>` not counted.
+            never: ids that may not come after the prefix.
+            eos: `</s>`.
+
+        Returns:
+            Of each prefix the number of ids of the shortest such sequence, prefix included; where
+            there is none, more than any sequence has.
+        """
+        nowhere = np.iinfo(np.int64).max
+        ends = self._ends.copy()
+        closing = np.flatnonzero(self._token == eos)
+        ends[closing + 1] = False
+        ends[self._parent[closing]] = True
+        depth = np.repeat(np.arange(len(self._levels)), np.diff(self._levels, prepend=0))
+        shortest = np.where(ends & (depth >= least), depth, nowhere)
+        dead = np.isin(self._token, list({eos, *never}))
+        for first, last in reversed(list(itertools.pairwise(self._levels))):
+            below = np.where(dead[first - 1 : last - 1], nowhere, shortest[first:last])
+            np.minimum.at(shortest, self._parent[first - 1 : last - 1], below)
+        nodes = {prefix: self._node(prefix) for prefix in set(prefixes)}
+        return {p: nowhere if node is None else int(shortest[node]) for p, node in nodes.items()}
+
+    def _node(self, ids: Sequence[int]) -> int | None:
+        """Where ids lead to; None where they leave the trie."""
+        node = 0
+        for token in ids:
+            low, high = self._first[node : node + 2]
+            edge = low + np.searchsorted(self._token[low:high], token)
+            if edge == high or self._token[edge] != token:
+                return None
+            node = int(edge) + 1
+        return node
 
     def __call__(self, batch_id: int, prefix: Any) -> list[int]:
         """The ids that may follow `prefix`, rising; none where it leaves the trie.
@@ -85,13 +127,9 @@ class Trie:
             batch_id: not used; the trie is the same for every row.
             prefix: int [n], the ids so far, the decoder's start token (any) first.
         """
-        node = 0
-        for token in np.asarray(prefix).tolist()[1:]:
-            low, high = self._first[node : node + 2]
-            edge = low + np.searchsorted(self._token[low:high], token)
-            if edge == high or self._token[edge] != token:
-                return []
-            node = int(edge) + 1
+        node = self._node(np.asarray(prefix).tolist()[1:])
+        if node is None:
+            return []
         allowed = self._token[self._first[node] : self._first[node + 1]].tolist()
         if self.eos is not None and self._ends[node] and self.eos not in allowed:
             allowed = sorted([*allowed, self.eos])

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from bart_hk.generation.lists import check_bounds
 from bart_hk.generation.options import GenerationOptions
 from bart_hk.generation.trie import Trie
 from bart_hk.hub.arrays import with_arrays
@@ -36,6 +37,7 @@ class GeneratingBART(TextBART):
     ) -> None:
         """See `bart_hk.load` for the bounds of a batch, `TextBART` for the rest."""
         super().__init__(*args, **kwargs)
+        check_bounds(*(1 if bound is None else bound for bound in (max_tokens, batch_size)))
         self._max_tokens, self._batch_size = max_tokens, batch_size
 
     def _batch_limits(
@@ -101,8 +103,11 @@ class GeneratingBART(TextBART):
 
         Raises:
             ValueError: a row is too long or empty, an id is outside the vocabulary, or options or
-                what is given for the rows do not fit together.
+                what is given for the rows do not fit together or leave no possible output.
             TypeError: there is no such option.
+
+        Warns:
+            NothingFoundWarning: the list of a row is empty, as nothing that was allowed ended.
         """
         given = self._step_arguments(inference_step_args, prefix_tokens, constraints)
         single = _is_single(tokenized_sentences)
@@ -188,7 +193,15 @@ class GeneratingBART(TextBART):
         """`sample`, with a beam of 5."""
         return self.sample(sentences, beam, verbose, **kwargs)
 
-    def stream(self, sentence: str, *, prefix_tokens: Any = None, **kwargs: Any) -> Iterator[str]:
+    def stream(
+        self,
+        sentence: str,
+        *,
+        prefix_tokens: Any = None,
+        prefix_allowed_tokens_fn: Any = None,
+        lm: Any = None,
+        **kwargs: Any,
+    ) -> Iterator[str]:
         """The text that `sample` gives, in pieces, each as soon as it is certain.
 
         A piece is never half a character, and nothing is taken back: joined, the pieces are
@@ -197,6 +210,7 @@ class GeneratingBART(TextBART):
         Args:
             sentence: one text.
             prefix_tokens: what the text begins with: a string, or ids with `<s>`.
+            prefix_allowed_tokens_fn, lm: as for `generate`.
             **kwargs: `GenerationOptions`. There is one hypothesis, so greedy search and sampling
                 alone can stream.
 
@@ -205,6 +219,10 @@ class GeneratingBART(TextBART):
         """
         if not isinstance(sentence, str):
             raise TypeError(f"stream takes one text, not a {type(sentence).__name__}")
+        if kwargs.get("constraints") is not None or "inference_step_args" in kwargs:
+            raise ValueError(
+                "a stream takes no constraints, which hypotheses compete to meet; use sample"
+            )
         options = self._options(kwargs.pop("beam", 1), None, False, kwargs)
         if prefix_tokens is not None:
             prefix_tokens = np.asarray(self._prefix_ids(prefix_tokens), np.int32)
@@ -213,6 +231,8 @@ class GeneratingBART(TextBART):
             np.asarray(self.encode(sentence)),
             options,
             prefix_tokens=prefix_tokens,
+            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+            lm=lm,
         )
         held_words = 0 if isinstance(self.bpe, _GROWING) else _HELD_WORDS
         return text_pieces(ids, self.decode, held_words)

@@ -142,8 +142,13 @@ class ScoringBART(GeneratingBART):
                 candidates=candidates,
                 **generate_kwargs,
             )[0]
-        if not isinstance(topk, int | np.integer) or topk < 1:
+        if not isinstance(topk, int | np.integer) or isinstance(topk, bool) or topk < 1:
             raise ValueError(f"topk must be a number of completions, at least 1, not {topk!r}")
+        if exact and candidates is not None:
+            raise ValueError(
+                "exact=True ranks all single tokens, candidates= those texts alone; give one of "
+                "them"
+            )
         masked = [self._around_masks(text, number) for number, text in enumerate(masked_inputs)]
         if exact or candidates is not None:
             if generate_kwargs:

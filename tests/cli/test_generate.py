@@ -579,6 +579,12 @@ def test_output_of_standard_input_appears_whole(run, tmp_path):
         (["in.txt", "--references", "nowhere"], "nowhere does not exist"),
         (["in.txt", "--prefix-size", "2"], "reference, and input 2 has none"),
         (["in.txt", "--prefix-size", "2", "--prefix", "a"], "both say how outputs begin"),
+        (
+            ["in.txt", "--prefix-size", "2", "--columns", "source,target,prefix"],
+            "--prefix-size and the prefix of --columns both say how outputs begin",
+        ),
+        (["p.jsonl", "--prefix-size", "2"], "and the prefix of input 0 both say how its output"),
+        (["typo.jsonl"], 'line 1: there is no key "constraint"; did you mean "constraints"?'),
         (["in.txt", "--lm", "nope:f"], "--lm nope:f: No module named 'nope'"),
         (["in.txt", "--lm-weight", "2"], "lm_weight=2.0 has no meaning without an lm"),
         (["in.txt", "--replace-unk", "nowhere"], "alignment dictionary nowhere does not exist"),
@@ -606,12 +612,42 @@ def test_bad_commands_take_one_line(run, texts, tmp_path, arguments, message):
     (tmp_path / "bad.jsonl").write_text("{\n")
     (tmp_path / "no.jsonl").write_text('{"text": "a"}\n')
     (tmp_path / "list.jsonl").write_text('{"source": "a", "constraints": "b"}\n')
+    (tmp_path / "p.jsonl").write_text('{"source": "a", "target": "b", "prefix": "c"}\n')
+    (tmp_path / "typo.jsonl").write_text('{"source": "a", "constraint": ["b"]}\n')
     (tmp_path / "empty").write_text("\n")
     more = [] if "--max-len-b" in arguments else ["--max-len-b", "4"]
     code, _, err = run(*arguments, *more, "--quiet")
     assert code == 2
     assert message in err and err.startswith("bart-hk-generate: error: ")
     assert err.count("\n") == 1
+
+
+def test_what_changes_nothing_is_said_once(run, tmp_path, caplog):
+    lines = [{"source": "a", "id": 7}, {"source": "b", "id": 8, "title": "B"}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert len(succeeded(run("in.jsonl", *SHORT, "--constraints", "--format", "text"))) == 2
+    said = [record.getMessage() for record in caplog.records if "bart-hk" in record.name]
+    known = "is not read; those are source, target, prefix, constraints"
+    assert said == [
+        f'input 0: the key "id" {known}',
+        f'input 1: the key "title" {known}',
+        "--constraints ordered changed nothing: no input has phrases",
+    ]
+    caplog.clear()
+    run("in.jsonl", *SHORT, "--constraints", "--format", "text", "--quiet")
+    assert not caplog.records
+
+
+def test_inputs_without_an_output_are_named(run, tmp_path, caplog):
+    (tmp_path / "in.txt").write_text("one\ntwo\n")
+    (tmp_path / "outputs").write_text(" the the the\n")
+    options = ["--allowed-outputs", "outputs", "--no-repeat-ngram-size", "1"]
+    lines = succeeded(run("in.txt", *options, "--batch-size", "1", "--format", "text"))
+    assert lines == ["", ""]
+    said = [record.getMessage() for record in caplog.records if "bart-hk" in record.name]
+    assert len(said) == 2
+    for number, message in enumerate(said):
+        assert message.startswith(f"the search found no hypothesis for input {number}: under")
 
 
 def test_the_path_is_required(capsys):

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from bart_hk import kernels
 from bart_hk.config import BARTConfig
 from bart_hk.generation.generator import Generator
 from bart_hk.generation.options import GenerationOptions
@@ -151,8 +152,14 @@ def test_a_length_that_cannot_be_is_refused(generator, params):
         generator.generate(params, sources(4), GenerationOptions(max_len_b=12, min_len=13))
 
 
-def test_a_stream_compiles_once_for_each_bucket_and_options_compile_nothing(generator, params):
-    generator = Generator(generator.bart)  # with nothing compiled
+@pytest.mark.parametrize("with_kernels", [True, False])
+def test_a_stream_compiles_once_for_each_bucket_and_options_compile_nothing(
+    generator, params, with_kernels, monkeypatch
+):
+    assert kernels.available()
+    if not with_kernels:
+        monkeypatch.setattr(kernels, "serve", lambda dtype: False)
+    generator = Generator(BART(generator.bart.config))  # with nothing compiled
     rng = np.random.default_rng(5)
     compiled = []
 

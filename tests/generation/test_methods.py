@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bart_hk.data.batching import pad_rows
+from bart_hk.errors import NothingFoundWarning
 from bart_hk.generation.generator import Generator
 from bart_hk.generation.options import GenerationOptions
 from bart_hk.generation.scorer import Scorer
@@ -401,6 +402,42 @@ BAD = {
         {"prefix_allowed_tokens_fn": Trie([[0, 99]])},
         "the trie holds the id 99, outside",
     ),
+    "suppressed trie": (
+        {"suppress_tokens": (7, 5, 11), "max_len_b": 9},
+        {"prefix_allowed_tokens_fn": TRIE},
+        "the trie has no sequence that begins with \\[0\\] of 1 to 9 ids before </s> and no "
+        "suppressed token, so there would be no output for input 0",
+    ),
+    "short trie": (
+        {"min_len": 6},
+        {"prefix_allowed_tokens_fn": TRIE},
+        "the trie has no sequence that begins with \\[0\\] of 6 to 39 ids",
+    ),
+    "long trie": (
+        {"max_len_b": 3},
+        {"prefix_allowed_tokens_fn": TRIE, "prefix_tokens": [[0, 11, 12], [0], [0], [0]]},
+        "the trie has no sequence that begins with \\[0, 11, 12\\] of 1 to 3 ids",
+    ),
+    "repeats": (
+        {"no_repeat_ngram_size": 2},
+        {"constraints": [[], [[5], [7, 8, 7, 8]], [], []]},
+        "constraint 1 of input 1 repeats \\[7, 8\\], which no_repeat_ngram_size=2 forbids",
+    ),
+    "repeats in order": (
+        {"no_repeat_ngram_size": 2, "constraints": "ordered"},
+        {"constraints": [[[7, 8, 9], [5, 7, 8]], [], [], []]},
+        "constraint 1 of input 0 repeats \\[7, 8\\]",
+    ),
+    "max_tokens": (
+        {},
+        {"max_tokens": "x"},
+        "max_tokens must be a whole number, at least 1, not 'x'",
+    ),
+    "batch_size": (
+        {},
+        {"batch_size": 2.0},
+        "batch_size must be a whole number, at least 1, not 2.0",
+    ),
 }
 
 
@@ -409,6 +446,43 @@ def test_bad_input_is_named(generator, params, sources, case):
     options, inputs, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         generator.generate(params, sources, GenerationOptions(**options), **inputs)
+
+
+NOTHING = {
+    "no end": (
+        {"max_len_b": 5},
+        {"prefix_allowed_tokens_fn": lambda row, ids: [7] if row == 2 else [7, 2]},
+        "for input 2: under prefix_allowed_tokens_fn nothing ended with </s> within 5 tokens",
+    ),
+    "phrases that share a pair": (
+        {"no_repeat_ngram_size": 2, "max_len_b": 12},
+        {"constraints": [[], [[7, 8, 9], [7, 8, 10]], [], [[7, 8, 9], [7, 8, 10]]]},
+        "for input 1 and 1 others: under constraints and no_repeat_ngram_size=2 nothing ended",
+    ),
+    "a trie that repeats": (
+        {"no_repeat_ngram_size": 1},
+        {"prefix_allowed_tokens_fn": Trie([[0, 7, 7]])},
+        "for input 0 and 3 others: under prefix_allowed_tokens_fn and no_repeat_ngram_size=1",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOTHING)
+def test_rows_without_any_hypothesis_are_named(generator, params, sources, case):
+    options, inputs, message = NOTHING[case]
+    with pytest.warns(NothingFoundWarning, match=message) as said:
+        found = generator.generate(params, sources, GenerationOptions(beam=4, **options), **inputs)
+    assert len(said) == 1
+    empty = [i for i, hypotheses in enumerate(found) if not hypotheses]
+    assert empty and f"input {empty[0]}" in message
+    if len(empty) > 1:
+        assert f"and {len(empty) - 1} others" in message
+
+
+def test_weights_that_are_no_numbers_are_suspected(generator, params, sources):
+    broken = jax.tree.map(lambda x: x * jnp.nan, params)
+    with pytest.warns(NothingFoundWarning, match="no token had a score; look for NaN"):
+        assert generator.generate(broken, sources[:1], GenerationOptions(beam=1)) == [[]]
 
 
 def test_an_ensemble_has_no_features_to_compare(model, params, sources):

@@ -33,8 +33,29 @@ def test_a_trie_allows_what_its_sequences_go_on_with(sequences, prefix, closed):
     trie = Trie(given_as, eos=None if closed else EOS)
     for text in [prefix, *(s[:n] for s in sequences for n in range(len(s) + 1))]:
         assert trie(7, np.array([START, *text])) == may_follow(sequences, text)
-    assert trie.longest - closed == max(map(len, sequences))
-    assert trie.shortest - closed == min(map(len, sequences))
+
+
+@given(
+    sequence_lists,
+    st.lists(st.integers(0, 5), max_size=3),
+    st.integers(0, 4),
+    st.sets(st.integers(0, 5), max_size=2),
+)
+def test_the_shortest_output_is_that_of_the_sequences_that_are_allowed(
+    sequences, prefix, least, never
+):
+    found = Trie(sequences).shortest_outputs([tuple(prefix)], least, never, EOS)
+    closed = [s[:-1] if s[-1] == EOS else s for s in sequences]
+    allowed = [
+        s
+        for s in closed
+        if s[: len(prefix)] == prefix and len(s) >= least and not never & set(s[len(prefix) :])
+    ]
+    expected = min(map(len, allowed), default=None)
+    if expected is None:
+        assert found[tuple(prefix)] > max(map(len, sequences))
+    else:
+        assert found == {tuple(prefix): expected}
 
 
 def test_without_eos_the_function_knows_only_the_eos_that_stands_there():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bart_hk.errors import NothingFoundWarning
 from bart_hk.generation.constraints import pack_constraints
 from bart_hk.generation.trie import Trie
 from bart_hk.hub import collate_tokens
@@ -271,7 +272,40 @@ def test_a_stream_begins_before_it_ends(bart):
     assert len(seen) > 35
 
 
+@pytest.mark.parametrize("kind", ["trie", "function", "lm"])
+def test_a_stream_is_restricted_and_fused_as_a_sample(shared, kind):
+    outputs = [[0, 7, 8, 9], [0, 7, 31, 12], [0, 30]]
+    trie = Trie(outputs, eos=2)
+    given = {
+        "trie": {"prefix_allowed_tokens_fn": trie},
+        "function": {"prefix_allowed_tokens_fn": lambda row, ids: trie(row, ids)},
+        "lm": {"lm": _likes_31},
+    }[kind]
+    text = shared.sample("Hello world!", max_len_b=6, **given)
+    assert "".join(shared.stream("Hello world!", max_len_b=6, **given)) == text
+    assert text != shared.sample("Hello world!", max_len_b=6)
+
+
+def _likes_31(tokens, length):
+    return jnp.zeros((len(tokens), 50265)).at[:, 31].set(50.0)
+
+
+def test_a_stream_that_finds_nothing_says_so(shared):
+    with pytest.warns(NothingFoundWarning, match="for input 0: under prefix_allowed_tokens_fn"):
+        pieces = shared.stream("Hi", max_len_b=4, prefix_allowed_tokens_fn=lambda row, ids: [31])
+        assert list(pieces)
+
+
+def test_bounds_of_a_batch_are_numbers(shared):
+    with pytest.raises(ValueError, match="max_tokens must be a whole number, at least 1, not 'x'"):
+        shared.generate(shared.encode(["a"]), max_tokens="x", **SHORT)
+    with pytest.raises(ValueError, match="batch_size must be a whole number, at least 1, not 0"):
+        shared.generate(shared.encode(["a"]), batch_size=0, **SHORT)
+
+
 def test_what_cannot_be_streamed_is_refused_at_once(shared):
+    with pytest.raises(ValueError, match="a stream takes no constraints"):
+        shared.stream("Hello", constraints=[" cat"])
     with pytest.raises(ValueError, match="needs beam=1 .* not beam=4"):
         shared.stream("Hello", beam=4)
     with pytest.raises(TypeError, match="stream takes one text, not a list"):

@@ -142,7 +142,7 @@ def test_candidates_are_compared_as_whole_texts(shared):
     assert [t for t, _ in found] == [filled[i] for i in order]
     np.testing.assert_allclose([p for _, p in found], shares[order], rtol=1e-3)
     assert sum(p for _, p in found) == pytest.approx(1)
-    assert len(shared.fill_mask(text, topk=2, exact=True, candidates=candidates)) == 2
+    assert len(shared.fill_mask(text, topk=2, candidates=candidates)) == 2
     both = shared.fill_mask([text, "<mask> b"], candidates=[candidates, ["x", "y"]])
     assert [t for t, _ in both[0]] == [t for t, _ in found]
     assert {t for t, _ in both[1]} == {"x b", "y b"}
@@ -170,8 +170,17 @@ def test_exact_candidates_take_one_pass(bart):
 )
 def test_what_cannot_be_filled_exactly_is_refused(shared, arguments, error, message):
     *given, options = arguments if isinstance(arguments[-1], dict) else (*arguments, {})
+    options = options if "candidates" in options else {"exact": True, **options}
     with pytest.raises(error, match=message):
-        shared.fill_mask(*given, exact=True, **options)
+        shared.fill_mask(*given, **options)
+
+
+def test_a_mask_is_filled_in_one_way(shared):
+    with pytest.raises(ValueError, match="candidates= those texts alone; give one of them"):
+        shared.fill_mask("<mask>", exact=True, candidates=["x"])
+    for topk in (0, -1, True, 2.0):
+        with pytest.raises(ValueError, match=f"at least 1, not {topk}"):
+            shared.fill_mask("<mask>", topk=topk)
 
 
 def test_fill_mask_asks_for_a_mask(shared):
