@@ -36,6 +36,7 @@ class Peer:
 
     packages: tuple[str, ...] = ()
     compiled: dict[str, int] = {}  # functions compiled so far, and how often; of bart_hk alone
+    compiling = 0.0  # seconds that went into that, tracing and reading from a cache included
 
     def __init__(self, folder: Path) -> None:
         import numpy as np
@@ -380,6 +381,8 @@ class BartHK(Peer):
         return self.bart_hk.load(self.folder / "classification", dtype=self.dtype)
 
     def _count(self, event: str, duration_secs: float, **details: str | int) -> None:
+        if event.startswith("/jax/core/compile/"):
+            self.compiling += duration_secs
         if event == "/jax/core/compile/backend_compile_duration":
             name = str(details.get("fun_name", "?"))
             self.compiled[name] = self.compiled.get(name, 0) + 1
@@ -459,7 +462,8 @@ def serve(peer: Peer, folder: Path, answer: Callable[[dict[str, Any]], None]) ->
         seconds = time.perf_counter() - start
         if request["keep"]:
             peer.np.save(folder / request["keep"], result)
-        answer({"seconds": seconds, "compiled": peer.compiled})
+        found = {"seconds": seconds, "compiled": peer.compiled, "compiling": peer.compiling}
+        answer(found)
 
 
 def main() -> None:

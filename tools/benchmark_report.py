@@ -72,6 +72,10 @@ def report(results: dict[str, Any]) -> str:
             "",
         ]
     if start := results.get("start"):
-        times = ", ".join(f"{value:.1f} s with an {state}" for state, value in start.items())
+        times = ", ".join(
+            f"{found['seconds']:.1f} s with an {state} ({found['compiling']:.1f} s of them tracing "
+            "and compiling)"
+            for state, found in start.items()
+        )
         lines.append(f"From starting Python to the first features and 64 greedy tokens: {times}.")
     return "\n".join(lines).replace("an filled", "a filled").rstrip()
