@@ -10,6 +10,7 @@
     stream   extract_features, then predict, over 500 real sentences of mixed length
     start    the time to a first answer, with an empty and with a filled compilation cache
     load     bart.large from model.pt and from model.safetensors: seconds and memory
+    train    an update of bart.mini's shapes; its options: `tools/benchmark.py train --help`
     memory   peak memory of a search of bart.large, 8 rows of 1024 ids, 4 beams
 
 bart.base's shapes unless said otherwise, random weights, float32 (but peers that are named after
@@ -34,6 +35,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import benchmark_train
 import numpy as np
 from benchmark_floor import bandwidth, read_in_search
 from benchmark_report import report
@@ -106,7 +108,7 @@ class Process:
         answer = self._answer()
         self.versions: dict[str, str] = answer["versions"]
         self.compiled: dict[str, int] = answer["compiled"]  # function -> how often, up to now
-        self.compiling = 0.0  # seconds, up to now
+        self.tracing = self.compiling = 0.0  # seconds, up to now
 
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
@@ -122,7 +124,8 @@ class Process:
         self.process.stdin.write(json.dumps({"job": job, "keep": keep}) + "\n")
         self.process.stdin.flush()
         answer = self._answer()
-        self.compiled, self.compiling = answer["compiled"], answer["compiling"]
+        self.compiled = answer["compiled"]
+        self.tracing, self.compiling = answer["tracing"], answer["compiling"]
         return answer["seconds"]
 
     def close(self) -> None:
@@ -241,8 +244,8 @@ def time_start(folder: Path, threads: int) -> dict[str, dict[str, float]]:
     """From nothing to a new process's first answers, without and with compiled programs.
 
     Returns:
-        By state of the cache: "seconds" in all, and "compiling", those of them that went into
-        tracing, lowering and compiling, or reading from the cache.
+        By state of the cache: "seconds" in all, and of them those that went into "tracing" (and
+        lowering), and into "compiling", or reading from the cache.
     """
     found = {}
     with tempfile.TemporaryDirectory() as cache:
@@ -252,7 +255,8 @@ def time_start(folder: Path, threads: int) -> dict[str, dict[str, float]]:
             process = Process("bart_hk", sys.executable, folder, threads, cache)
             process.run("first")
             seconds = time.perf_counter() - start
-            found[state] = {"seconds": seconds, "compiling": process.compiling}
+            spent = {"tracing": process.tracing, "compiling": process.compiling}
+            found[state] = {"seconds": seconds, **spent}
             process.close()
     return found
 
@@ -355,6 +359,9 @@ def machine(threads: int) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["train"]:  # it has peers and options of its own
+        return benchmark_train.main(argv[1:])
     summary = (__doc__ or "").split("\n\n")
     parser = argparse.ArgumentParser(
         description=summary[0], epilog=summary[1], formatter_class=argparse.RawTextHelpFormatter

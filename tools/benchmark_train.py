@@ -1,4 +1,4 @@
-"""Measures a training step against the peers, in one run: `python tools/benchmark_train.py`.
+"""Measures a training step against the peers, in one run: `python tools/benchmark.py train`.
 
 bart.mini's shapes (4 + 4 layers, width 256, feed-forward 1024, vocabulary 8192), random weights,
 float32, CPU, a batch of 32 x 128 source and target ids: loss, gradient, clipping and Adam. Peers:
@@ -157,7 +157,9 @@ def report(results: dict[str, Any], threads: int) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="benchmark.py train", description=(__doc__ or "").split("\n\n")[0]
+    )
     parser.add_argument("--only", metavar="PEER,...", help=f"of {', '.join(PEERS)}; or all")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
