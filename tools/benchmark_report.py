@@ -73,8 +73,8 @@ def report(results: dict[str, Any]) -> str:
         ]
     if start := results.get("start"):
         times = ", ".join(
-            f"{found['seconds']:.1f} s with an {state} ({found['compiling']:.1f} s of them tracing "
-            "and compiling)"
+            f"{found['seconds']:.1f} s with an {state} ({found['tracing']:.2f} s of them tracing, "
+            f"{found['compiling']:.2f} s compiling)"
             for state, found in start.items()
         )
         lines.append(f"From starting Python to the first features and 64 greedy tokens: {times}.")
