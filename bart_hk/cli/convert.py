@@ -2,6 +2,7 @@
 
 bart-hk-convert bart.large.mnli OUT --to hf --head mnli
 bart-hk-convert facebook/bart-base OUT --to fairseq
+bart-hk-convert bart.large.cnn STUDENT --to native --decoder-layers 3
 """
 
 import argparse
@@ -20,6 +21,7 @@ from bart_hk.checkpoint.huggingface import UNNAMED_HEAD, write_model
 from bart_hk.checkpoint.huggingface_config import transformers_lacks
 from bart_hk.checkpoint.model_files import ModelFiles
 from bart_hk.checkpoint.per_head import PER_HEAD_WEIGHTS
+from bart_hk.checkpoint.students import student
 from bart_hk.checkpoint.weights import WEIGHTS, float_dtype
 from bart_hk.hub.opening import open_model
 from bart_hk.text import TextEncoder
@@ -42,6 +44,8 @@ def convert(
     dtype: str | None = None,
     head: str | None = None,
     max_shard_size: int | None = None,
+    encoder_layers: int | None = None,
+    decoder_layers: int | None = None,
     checkpoint_file: str = CHECKPOINT,
     data: str = ".",
     **where: Any,
@@ -56,6 +60,8 @@ def convert(
         head: for transformers, which has one unnamed head: the one that it gets. A head that came
             from there goes back without being named.
         max_shard_size: bytes of a file of tensors, where one of that name is not enough.
+        encoder_layers, decoder_layers: how many of its layers are kept; see
+            `bart_hk.checkpoint.students`.
         checkpoint_file, data, where: as for `open_model`.
 
     Raises:
@@ -72,6 +78,7 @@ def convert(
     if len(members) > 1:
         raise ValueError(f"{source} is an ensemble of {len(members)}: convert them one by one")
     (model,) = members
+    model.params, model.config = student(model.params, model.config, encoder_layers, decoder_layers)
     if to in ("hf", "flax") and (lacking := transformers_lacks(model.config)):
         values = ", ".join(f"{name}={getattr(model.config, name)}" for name in lacking)
         raise ValueError(f"transformers has no BART with {values}; write it with --to native")
@@ -159,6 +166,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--max-shard-size", type=_size, metavar="SIZE", help="of a file of tensors, such as 15MB"
     )
+    for side in ("encoder", "decoder"):
+        parser.add_argument(
+            f"--{side}-layers", type=int, metavar="N", help="keep so many of them, evenly spread"
+        )
     parser.add_argument("--checkpoint-file", default=CHECKPOINT, help="of a fairseq folder")
     parser.add_argument("--data", default=".", metavar="DIR", help="where the dictionary is")
     parser.add_argument("--revision", help="of a repository of Hugging Face's hub")

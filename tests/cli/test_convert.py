@@ -213,3 +213,16 @@ def test_fairseq_has_no_shards(native, tmp_path, capsys):
     out = str(tmp_path / "out")
     assert main([str(native), out, "--to", "fairseq", "--max-shard-size", "1MB"]) == 2
     assert "--max-shard-size is for --to hf, flax and native" in capsys.readouterr().err
+
+
+def test_a_student_keeps_some_layers(native, tmp_path, capsys):
+    arguments = ["--to", "native", "--encoder-layers", "1"]
+    assert main([str(native), str(tmp_path / "student"), *arguments]) == 0
+    stored = read_model(tmp_path / "student")
+    assert (stored.config.encoder_layers, stored.config.decoder_layers) == (1, 1)
+    kept = {path for path in random_params(CONFIG) if not path.startswith("encoder/layers_1/")}
+    assert stored.params.keys() == kept and stored.heads.keys() == HEADS.keys()
+    arguments = ["--to", "native", "--decoder-layers", "2"]
+    assert main([str(native), str(tmp_path / "other"), *arguments]) == 2
+    assert "--decoder-layers 2: 2 layers cannot be taken from 1" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
