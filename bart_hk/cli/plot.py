@@ -1,14 +1,18 @@
 """`bart-hk-plot RUN_DIR`: draws the log of a training run, `RUN_DIR/log.jsonl`, as a PNG.
 
+`bart-hk-plot attention MODEL "source" ["target"]` draws where a model looks (`plot_attention`).
+
 One panel for each quantity that the log has, over updates: what was measured in training as a line,
 on the validation file as points, the best model's point filled. Needs matplotlib, from
 `bart_hk[train]`.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,22 +116,36 @@ def plot(lines: list[dict[str, Any]], title: str) -> Any:
 
 def main(argv: list[str] | None = None) -> None:
     """The console script."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["attention"]:
+        from bart_hk.cli import plot_attention  # a log is drawn without jax
+
+        with _one_line_errors(Path("attention.png")):
+            plot_attention.main(argv[1:])
+        return
     summary = (__doc__ or "").split("\n\n")
     parser = argparse.ArgumentParser(
-        "bart-hk-plot", description=summary[0].partition(": ")[2], epilog=summary[1]
+        "bart-hk-plot", description=summary[0].partition(": ")[2], epilog=" ".join(summary[1:])
     )
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="checkpoint.save_dir of a run")
     parser.add_argument("-o", "--output", type=Path, help="default: RUN_DIR/log.png")
     args = parser.parse_args(argv)
     folder = args.run if args.run.is_dir() else args.run.parent
     output = args.output or folder / "log.png"
-    try:
+    with _one_line_errors(output):
         plot(read_log(args.run), folder.resolve().name).savefig(output, dpi=110)
+    print(output)
+
+
+@contextlib.contextmanager
+def _one_line_errors(output: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        _fail(f"{error.filename or output}: {error.strerror or error}", 1)
+        what = error.filename or (output if error.strerror else "")
+        _fail(f"{what}: {error.strerror}" if what else str(error), 1)
     except ValueError as error:
         _fail(str(error), 2)
-    print(output)
 
 
 def _fail(message: str, code: int) -> None:

@@ -10,8 +10,8 @@ from bart_hk.generation.lists import check_bounds
 from bart_hk.generation.options import GenerationOptions
 from bart_hk.generation.trie import Trie
 from bart_hk.hub.arrays import with_arrays
+from bart_hk.hub.attention import AttentiveBART
 from bart_hk.hub.streaming import text_pieces
-from bart_hk.hub.texts import TextBART
 from bart_hk.text.gpt2_bpe import GPT2BPE
 from bart_hk.text.sentencepiece import SentencePieceBPE
 
@@ -25,7 +25,7 @@ _HELD_WORDS = 2
 _STEP_ARGUMENTS = ("prefix_tokens", "constraints")
 
 
-class GeneratingBART(TextBART):
+class GeneratingBART(AttentiveBART):
     """A loaded BART that generates."""
 
     def __init__(
@@ -155,7 +155,7 @@ class GeneratingBART(TextBART):
     ) -> Any:
         """The best hypothesis for each text, as text; a string for a string.
 
-        The other arguments are `generate`'s. An input that is skipped gives None.
+        The other arguments are `generate`'s. An input that is skipped, or for which nothing is found, gives None.
 
         Args:
             sentences: a string or a list of strings (tuples of strings for several sentences).
