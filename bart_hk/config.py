@@ -63,6 +63,10 @@ class BARTConfig:
     encoder_normalize_before: bool = False  # pre-norm with a final layer norm (mBART)
     decoder_normalize_before: bool = False
     layernorm_embedding: bool = True
+    # False: sines and cosines in place of a table that is trained (Vaswani et al. 2017, 3.5), in
+    # the order of fairseq's `SinusoidalPositionalEmbedding`.
+    encoder_learned_pos: bool = True
+    decoder_learned_pos: bool = True
     no_scale_embedding: bool = True  # False multiplies embeddings by sqrt(D)
     share_all_embeddings: bool = True  # one table for source and target
     share_decoder_input_output_embed: bool = True  # the output projection is the target table
@@ -104,6 +108,11 @@ class BARTConfig:
                 raise ValueError(
                     f"encoder_embed_dim={self.encoder_embed_dim} must be divisible by "
                     f"{side}_attention_heads={heads}"
+                )
+            if not getattr(self, f"{side}_learned_pos") and self.encoder_embed_dim < 4:
+                raise ValueError(
+                    f"{side}_learned_pos=False needs an encoder_embed_dim of at least 4, not "
+                    f"{self.encoder_embed_dim}"
                 )
         for name in DROPOUT_RATES:
             if not 0.0 <= getattr(self, name) < 1.0:

@@ -50,6 +50,11 @@ def test_activation_may_be_a_string():
         ({"decoder_layers": 0}, "decoder_layers must be at least 1, not 0"),
         ({"share_decoder_input_output_embed": False}, "share_all_embeddings=True needs"),
         ({"position_offset": -1}, "position_offset must not be negative"),
+        (
+            {"encoder_learned_pos": False, "encoder_embed_dim": 2}
+            | {"encoder_attention_heads": 1, "decoder_attention_heads": 1},
+            "encoder_learned_pos=False needs an encoder_embed_dim of at least 4, not 2",
+        ),
     ],
 )
 def test_values_out_of_range_are_refused(changes, message):

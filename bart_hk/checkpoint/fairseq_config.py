@@ -23,6 +23,8 @@ HEAD_WIDTH = 64  # of every published BART: what is assumed where nothing says
 _READ = (  # what the arguments say about a BART beyond its sizes
     "encoder_attention_heads",
     "decoder_attention_heads",
+    "encoder_learned_pos",
+    "decoder_learned_pos",
     "encoder_normalize_before",
     "decoder_normalize_before",
     "layernorm_embedding",
@@ -40,8 +42,6 @@ _READ = (  # what the arguments say about a BART beyond its sizes
 )
 # Arguments under which fairseq builds a network that is no BART, and the values that do not.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "encoder_learned_pos": (True, None),
-    "decoder_learned_pos": (True, None),
     "no_token_positional_embeddings": (False, None),
     "no_decoder_final_norm": (False, None),
     "adaptive_input": (False, None),
@@ -121,7 +121,11 @@ def config_from_fairseq(
     overrides = dict(overrides or {})
     arch = overrides.pop("arch", None)
     shapes = {name: tuple(np.shape(tensor)) for name, tensor in state.items()}
-    sizes = _sizes(shapes)
+    learned = {
+        side: {**(settings or {}), **overrides}.get(f"{side}_learned_pos") is not False
+        for side in ("encoder", "decoder")
+    }
+    sizes = _sizes(shapes, learned)
     if settings is None and arch is None:
         base, values = BARTConfig(), _guessed(state, shapes, overrides)
     else:
@@ -206,8 +210,8 @@ def _said(settings: Mapping[str, Any], base: BARTConfig) -> dict[str, Any]:
     return values
 
 
-def _sizes(shapes: Shapes) -> dict[str, int]:
-    """The fields that the shapes of the tensors decide."""
+def _sizes(shapes: Shapes, learned: Mapping[str, bool]) -> dict[str, int]:
+    """The fields that the shapes of the tensors decide; `learned` are the position tables."""
     vocabulary = _shape(shapes, "encoder.embed_tokens.weight", 2)
     sizes = {"vocab_size": vocabulary[0], "encoder_embed_dim": vocabulary[1]}
     pad = BARTConfig.pad_token_id
@@ -216,8 +220,9 @@ def _sizes(shapes: Shapes) -> dict[str, int]:
         sizes[f"{side}_layers"] = len(numbers)
         inner = _shape(shapes, f"{side}.layers.0.fc1.weight", 2)
         sizes[f"{side}_ffn_embed_dim"] = inner[0]
-        rows = _shape(shapes, f"{side}.embed_positions.weight", 2)[0]
-        sizes[f"max_{positions}_positions"] = rows - pad - 1
+        if learned[side]:
+            rows = _shape(shapes, f"{side}.embed_positions.weight", 2)[0]
+            sizes[f"max_{positions}_positions"] = rows - pad - 1
     return sizes
 
 
@@ -292,8 +297,6 @@ def arguments(config: BARTConfig, task: str, languages: Iterable[str] = ()) -> d
         "decoder_embed_dim": width,
         "decoder_input_dim": width,
         "decoder_output_dim": width,
-        "encoder_learned_pos": True,
-        "decoder_learned_pos": True,
         "relu_dropout": 0.0,
         "adaptive_softmax_cutoff": None,
         "adaptive_softmax_dropout": 0,

@@ -311,7 +311,7 @@ def write_model(
     if head is not None and head not in heads:
         raise ValueError(f"no head {head!r}; there are: {', '.join(sorted(heads)) or 'none'}")
     tree.check_parameters(params, config)
-    dtype = str(np.dtype(next(iter(params["decoder/embed_positions"].values())).dtype))
+    dtype = str(np.dtype(params["encoder/layers_0/fc1"]["w"].dtype))
     main, beside = stored_tensors(config, params, heads, head)
     about = {
         name: {
@@ -398,7 +398,7 @@ def stored_tensors(
         if config.share_decoder_input_output_embed and not head:
             main["lm_head.weight"] = main["model.decoder.embed_tokens.weight"]
     if not config.final_logits_bias and not head:
-        table = params["decoder/embed_positions"]["embeddings"]
+        table = params["encoder/layers_0/fc1"]["w"]
         main["final_logits_bias"] = partial(np.zeros, (1, config.vocab_size), table.dtype)
     for name, files_of_head in heads.items():
         for leaf, array in tree.head_to_torch(files_of_head.params).items():

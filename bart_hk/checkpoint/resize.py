@@ -40,11 +40,13 @@ def extend_positions(
         have = getattr(config, field)
         if max_positions < have:
             raise ValueError(f"{field} is {have} and can only grow, not become {max_positions}")
+        changes[field] = max_positions
         path, offset = f"{side}/embed_positions", config.position_offset
+        if path not in params:  # sines and cosines go on by themselves
+            continue
         table = np.asarray(params[path]["embeddings"])
         again = table[offset + np.arange(max_positions - have) % have]
         resized[path] = {"embeddings": np.concatenate([table, again]) if len(again) else table}
-        changes[field] = max_positions
     return resized, config.replace(**changes)
 
 

@@ -67,8 +67,9 @@ def parameter_shapes(config: BARTConfig) -> Shapes:
     ):
         if not config.share_all_embeddings:
             shapes[f"{side}/embed_tokens"] = {"embeddings": (vocabulary, width)}
-        rows = positions + config.position_offset
-        shapes[f"{side}/embed_positions"] = {"embeddings": (rows, width)}
+        if getattr(config, f"{side}_learned_pos"):
+            rows = positions + config.position_offset
+            shapes[f"{side}/embed_positions"] = {"embeddings": (rows, width)}
         if config.layernorm_embedding:
             layer_norm(f"{side}/layernorm_embedding")
         for i in range(layers):

@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bart_hk import kernels
 from bart_hk.config import Activation
@@ -235,6 +236,20 @@ def embedding(name: str, rows: int, width: int, zero_row: int | None = None) -> 
         return table if zero_row is None else table.at[zero_row].set(0.0)
 
     return Parameter(name, "embeddings", (rows, width), init)
+
+
+def sinusoidal(rows: jax.Array, width: int) -> jax.Array:
+    """What stands for positions in place of a table: float32 [..., D] of int [...] row numbers.
+
+    Sines of the row times D / 2 frequencies, falling geometrically from 1 to 1 / 10000, then their
+    cosines (fairseq `sinusoidal_positional_embedding.py`; Vaswani et al. take turns instead). The
+    last of an odd number of columns is zero.
+    """
+    half = width // 2
+    step = np.float32(math.log(10000) / (half - 1))
+    angles = rows[..., None].astype(jnp.float32) * np.exp(-step * np.arange(half, dtype=np.float32))
+    parts = [jnp.sin(angles), jnp.cos(angles)]
+    return jnp.concatenate([*parts, jnp.zeros((*rows.shape, width % 2))], axis=-1)
 
 
 def look_up(table: jax.Array, ids: jax.Array) -> jax.Array:

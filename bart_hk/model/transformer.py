@@ -29,6 +29,7 @@ from bart_hk.model.layers import (
     linear,
     linear_and_activate,
     look_up,
+    sinusoidal,
 )
 
 
@@ -135,7 +136,7 @@ class _Stack(hk.Module):
         table: jax.Array,  # [V, D]
         tokens: jax.Array,  # int32 [B, T]
         positions: jax.Array,  # int32, broadcastable to [B, T]; 0 for the first token
-        max_positions: int,
+        max_positions: int | None,  # of the table; None where sines and cosines stand for one
         training: bool,
     ) -> jax.Array:
         """Scaled token embeddings plus positions, normalised: [B, T, D]."""
@@ -145,8 +146,11 @@ class _Stack(hk.Module):
         offset = config.position_offset
         # fairseq's padding row, the one before the first position, starts at zero.
         zero_row = offset - 1 if offset else None
-        rows = embedding("embed_positions", max_positions + offset, x.shape[-1], zero_row)()
-        x = x + rows[positions + offset]
+        if max_positions is None:
+            x = x + sinusoidal(positions + offset, x.shape[-1]).astype(x.dtype)
+        else:
+            rows = embedding("embed_positions", max_positions + offset, x.shape[-1], zero_row)()
+            x = x + rows[positions + offset]
         if config.layernorm_embedding:
             x = layer_norm(x, "layernorm_embedding")
         return dropout(x, config.dropout, training)
@@ -177,7 +181,8 @@ class Encoder(_Stack):
         # Positions count real tokens, so a row's result is the same wherever its padding is.
         positions = jnp.maximum(jnp.cumsum(src_mask, axis=1) - 1, 0)
         table = self._token_table(zero_row=config.pad_token_id)
-        x = self._embed(table, src_tokens, positions, config.max_source_positions, training)
+        limit = config.max_source_positions if config.encoder_learned_pos else None
+        x = self._embed(table, src_tokens, positions, limit, training)
         return x * src_mask[..., None].astype(x.dtype), src_mask
 
     @hk.name_like("__call__")
@@ -223,6 +228,11 @@ class Decoder(_Stack):
         tied = self.config.share_decoder_input_output_embed
         return self._token_table(zero_row=None if tied else self.config.pad_token_id)
 
+    @hk.transparent
+    def _rows(self) -> int | None:
+        """Of the position table; None if there is none."""
+        return self.config.max_target_positions if self.config.decoder_learned_pos else None
+
     def __call__(
         self,
         prev_output_tokens: jax.Array,  # int32 [B, T], right-padded
@@ -257,8 +267,7 @@ class Decoder(_Stack):
     def embed(self, prev_output_tokens: jax.Array, training: bool) -> jax.Array:
         """What the first layer reads, [B, T, D]."""
         positions = jnp.arange(prev_output_tokens.shape[1])
-        limit = self.config.max_target_positions
-        return self._embed(self._tokens(), prev_output_tokens, positions, limit, training)
+        return self._embed(self._tokens(), prev_output_tokens, positions, self._rows(), training)
 
     @hk.name_like("__call__")
     def layer(
@@ -370,7 +379,7 @@ class Decoder(_Stack):
         and the last layer's attention to the source, averaged over heads, float32 [B, W, S]."""
         config = self.config
         heads = config.decoder_attention_heads
-        x = self._embed(self._tokens(), tokens, position, config.max_target_positions, False)
+        x = self._embed(self._tokens(), tokens, position, self._rows(), False)
         x = jnp.moveaxis(x.astype(jnp.float32), -1, 0)  # [D, B, W]: see `bart_hk.model.layers`
         keys, values = list(cache.keys), list(cache.values)
         last = config.decoder_layers - 1

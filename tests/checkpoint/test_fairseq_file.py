@@ -418,7 +418,9 @@ def test_new_languages_extend_every_table_alike(tmp_path, real, name):
     [
         ({"arch": "transformer_wmt_en_de"}, "'transformer_wmt_en_de' is not a BART"),
         ({"arch": "roberta_large"}, "'roberta_large' is not a BART"),
-        ({"encoder_learned_pos": False}, "encoder_learned_pos=False is an option that no BART"),
+        ({"encoder_learned_pos": False}, "holds encoder.embed_positions.weight, for which"),
+        ({"encoder_learned_pos": 0}, "encoder_learned_pos is 0, which is no bool"),
+        ({"no_cross_attention": True}, "no_cross_attention=True is an option that no BART"),
         ({"adaptive_softmax_cutoff": "100,200"}, "adaptive_softmax_cutoff='100,200'"),
         ({"no_decoder_final_norm": True}, "no_decoder_final_norm=True"),
         ({"decoder_embed_dim": 32}, "decoder_embed_dim=32 differs from encoder_embed_dim=16"),

@@ -33,6 +33,8 @@ OURS_ALONE = {
     "layernorm_embedding": {"layernorm_embedding": False},
     "encoder_normalize_before": {"decoder_normalize_before": True},
     "max_source_positions": {"max_source_positions": 30},
+    "encoder_learned_pos": {"encoder_learned_pos": False},
+    "decoder_learned_pos": {"decoder_learned_pos": False},
     "position_offset": {"position_offset": 1, "pad_token_id": 0, "unk_token_id": None},
 }
 

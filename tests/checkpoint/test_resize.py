@@ -23,6 +23,16 @@ def logits(config, params, ids=IDS):
     )
 
 
+def test_sines_go_on_by_themselves(small, random_params, assert_equal):
+    config = small(decoder_learned_pos=False)
+    params = random_params(config)
+    longer, wider = extend_positions(params, config, 33)
+    assert wider == config.replace(max_source_positions=33, max_target_positions=33)
+    check_parameters(longer, wider)
+    assert set(longer) == set(params) and "decoder/embed_positions" not in longer
+    np.testing.assert_array_equal(logits(config, params), logits(wider, longer))
+
+
 def test_positions_repeat_the_trained_ones(small, random_params, assert_equal):
     config = small(max_target_positions=10, position_offset=3)
     params = random_params(config)

@@ -36,6 +36,7 @@ VARIANTS = {
         final_logits_bias=True,
         layernorm_embedding=False,
     ),
+    "sinusoidal": TINY.replace(encoder_learned_pos=False, decoder_learned_pos=False),
     "pad0": TINY.replace(
         pad_token_id=0,
         bos_token_id=3,

@@ -27,6 +27,8 @@ CASES = [
     "fairseq_tied_output",
     "fairseq_more_decoder",
     "fairseq_positions",
+    "fairseq_sinusoidal",
+    "fairseq_half_sinusoidal",
     "transformers_bart",
     "transformers_pad_0",
     "transformers_mbart",

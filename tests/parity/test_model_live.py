@@ -45,6 +45,7 @@ EXPRESSIBLE: dict[str, dict[str, Any]] = {
 }
 INEXPRESSIBLE: dict[str, dict[str, Any]] = {
     "plain_embedding": {"layernorm_embedding": False},
+    "sinusoidal": {"encoder_learned_pos": False, "decoder_learned_pos": False},
     "half_pre_norm": {"decoder_normalize_before": True},
     "long_source": {"max_source_positions": 30},
 }

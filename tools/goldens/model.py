@@ -43,6 +43,8 @@ FAIRSEQ_CASES: dict[str, dict[str, Any]] = {
     "fairseq_untied": SEPARATE,
     "fairseq_tied_output": {"share_all_embeddings": False},
     "fairseq_more_decoder": {"decoder_layers": 2, "activation_fn": "relu"},
+    "fairseq_sinusoidal": {"encoder_learned_pos": False, "decoder_learned_pos": False},
+    "fairseq_half_sinusoidal": {"decoder_learned_pos": False, "no_scale_embedding": False},
     "fairseq_positions": {"max_source_positions": 18, "activation_fn": "gelu_accurate"},
 }
 TRANSFORMERS_CASES: dict[str, dict[str, Any]] = {
