@@ -155,7 +155,8 @@ class GeneratingBART(AttentiveBART):
     ) -> Any:
         """The best hypothesis for each text, as text; a string for a string.
 
-        The other arguments are `generate`'s. An input that is skipped, or for which nothing is found, gives None.
+        The other arguments are `generate`'s. An input that is skipped, or for which nothing is
+        found, gives None.
 
         Args:
             sentences: a string or a list of strings (tuples of strings for several sentences).
