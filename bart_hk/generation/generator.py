@@ -56,10 +56,9 @@ class Generator:
         self.bart: Any = bart  # the two have the same methods
         self._stepping: tuple[list[jax.Array], Any] = ([], {})
         self._for_steps = jax.jit(bart.for_steps)
+        # Apart from what follows, so that its memory is free again before caches are made.
+        self._encode = jax.jit(bart.encode)
         self._begin = jax.jit(
-            self._encode_and_begin, static_argnames=("is_restricted", "rules", "length")
-        )
-        self._begin_encoded = jax.jit(
             self._begin_search, static_argnames=("is_restricted", "rules", "length")
         )
         self._grow = jax.jit(self._grow_to, static_argnames=("beam", "length"))
@@ -255,11 +254,11 @@ class Generator:
         self, params: Any, source: Any, real_rows: int, limits: Limits, rules: Rules
     ) -> State:
         """The state before the first step, in which only the first `real_rows` take part."""
-        encode = self._begin if isinstance(source, np.ndarray) else self._begin_encoded
+        encoded = self._encode(params, source) if isinstance(source, np.ndarray) else source
         rows = len(jax.tree.leaves(source)[0])
-        return encode(
+        return self._begin(
             params,
-            source,
+            encoded,
             np.arange(rows) < real_rows,
             limits.constraints,
             is_restricted=limits.trie is not None,
@@ -343,19 +342,6 @@ class Generator:
         return results
 
     # The methods below are compiled.
-
-    def _encode_and_begin(
-        self,
-        params: Any,
-        src_tokens: jax.Array,
-        real: jax.Array,
-        constraints: Any,
-        is_restricted: bool,
-        rules: Rules,
-        length: int,
-    ) -> State:
-        encoded = self.bart.encode(params, src_tokens)
-        return self._begin_search(params, encoded, real, constraints, is_restricted, rules, length)
 
     def _begin_search(
         self,

@@ -154,7 +154,7 @@ class Request:
         why = f"under {' and '.join(names)} nothing ended with </s> within {longest} tokens"
         if not names:
             why = "no token had a score; look for NaN in the weights"
-        more = f" and {len(rows) - 1} others" if len(rows) > 1 else ""
+        more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
         warnings.warn(
             f"the search found no hypothesis for input {rows[0]}{more}: {why}",
             NothingFoundWarning,

@@ -457,12 +457,12 @@ NOTHING = {
     "phrases that share a pair": (
         {"no_repeat_ngram_size": 2, "max_len_b": 12},
         {"constraints": [[], [[7, 8, 9], [7, 8, 10]], [], [[7, 8, 9], [7, 8, 10]]]},
-        "for input 1 and 1 others: under constraints and no_repeat_ngram_size=2 nothing ended",
+        "for input 1 and 1 more: under constraints and no_repeat_ngram_size=2 nothing ended",
     ),
     "a trie that repeats": (
         {"no_repeat_ngram_size": 1},
         {"prefix_allowed_tokens_fn": Trie([[0, 7, 7]])},
-        "for input 0 and 3 others: under prefix_allowed_tokens_fn and no_repeat_ngram_size=1",
+        "for input 0 and 3 more: under prefix_allowed_tokens_fn and no_repeat_ngram_size=1",
     ),
 }
 
@@ -476,7 +476,7 @@ def test_rows_without_any_hypothesis_are_named(generator, params, sources, case)
     empty = [i for i, hypotheses in enumerate(found) if not hypotheses]
     assert empty and f"input {empty[0]}" in message
     if len(empty) > 1:
-        assert f"and {len(empty) - 1} others" in message
+        assert f"and {len(empty) - 1} more" in message
 
 
 def test_weights_that_are_no_numbers_are_suspected(generator, params, sources):

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -143,6 +145,18 @@ def test_a_step_is_remembered_and_what_is_beyond_it_is_not_read(room, step, beam
     np.testing.assert_array_equal(np.asarray(after_keys, np.float64), full_keys)
     np.testing.assert_array_equal(np.asarray(after_values, np.float64), full_values)
     assert np.isnan(keys[..., before:]).all()  # what the caller still holds is not written to
+
+
+@pytest.mark.parametrize("platforms", [("cpu",), ("cpu", "cuda")])
+def test_a_program_for_a_cpu_takes_the_functions(platforms, monkeypatch):
+    monkeypatch.setattr(jax.extend.backend, "backends", lambda: dict.fromkeys(platforms))
+
+    def chosen(dtype):
+        arguments = (jnp.float32(1),)
+        return kernels.choose(dtype, arguments, lambda x: x + 1, lambda x: x - 1)
+
+    assert jax.jit(lambda: chosen(jnp.float32))() == 2
+    assert jax.jit(lambda: chosen(jnp.float16))() == 0
 
 
 @pytest.mark.parametrize("columns", COLUMNS, ids=str)
