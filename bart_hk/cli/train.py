@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bart_hk.data.workers import WorkerError
+from bart_hk.tasks.kinds import TASKS
 from bart_hk.training.config import GROUPS, TrainConfig, complete, explain, unknown_key
 from bart_hk.training.loop import train
 
@@ -44,6 +45,8 @@ def register() -> None:
     for group, options in GROUPS.items():
         for name, node in options.items():
             store.store(group=group, name=name, node=node)
+    for name, kind in TASKS.items():  # a task's name stands for the first of its criteria
+        store.store(group="criterion", name=name, node=kind.criteria[0])
 
 
 @hydra.main(version_base="1.3", config_path=str(_CONF), config_name="config")

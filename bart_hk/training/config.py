@@ -75,6 +75,12 @@ class CheckpointConfig:
 
     save_dir: str = "checkpoints"  # the best model; `last/` the last one; `training/` the state
     restore_file: str | None = None  # a model to start from: a directory or a name
+    # False takes that part of the training state in restore_file, too, which must be a run's
+    # directory; see bart_hk/training/restoring.py. (fairseq's are false by default.)
+    reset_optimizer: bool = True
+    reset_lr_scheduler: bool = True
+    reset_dataloader: bool = True
+    reset_meters: bool = True
     save_interval: int = 1  # epochs
     save_interval_updates: int = 0  # 0: at the ends of epochs only
     best_checkpoint_metric: str = "loss"

@@ -30,9 +30,10 @@ from bart_hk.checkpoint.huggingface import write_model
 from bart_hk.compilation import use_persistent_cache
 from bart_hk.tasks import Tree
 from bart_hk.training import optim, state
-from bart_hk.training.config import ConfigError, TrainConfig, complete
+from bart_hk.training.config import GROUPS, ConfigError, TrainConfig, complete
 from bart_hk.training.loader import Loaded, Loader
 from bart_hk.training.log import RunLog, means
+from bart_hk.training.restoring import take_over
 from bart_hk.training.start import make_task, start
 from bart_hk.training.step import Step
 from bart_hk.training.stopping import EXIT_CODE, catching_sigterm
@@ -122,14 +123,18 @@ class Run:
         )
         self.predict = jax.jit(functools.partial(self.task.predict, self.bart))
 
-        self._claim(total)
-        self.state = self.step.init(params)
-        self.progress = Progress()
+        self.state, self.progress = self.step.init(params), Progress()
+        identity = _identity(config, self.task.fingerprint(), total)
+        taken = take_over(config.checkpoint, self.state, identity)
+        self._claim(identity)
         found = state.load(self.folder, self.state)
         if found is not None:
-            self.state = jax.tree.map(lambda a: jnp.array(a, copy=True), found[0])
-            self.progress = Progress(**found[1])
+            self._set(found[0], found[1])
             _log.info("going on in %s after update %d", save_dir, self.progress.update)
+        elif taken is not None:
+            taken.copy_best(save_dir)
+            self._set(taken.tree, taken.progress)
+            _log.info("going on from %s", config.checkpoint.restore_file)
         # The last update that was started: its number, its rows, what it cost, its sums.
         self.pending: tuple[int, list[np.ndarray], dict[str, float], Any] | None = None
         self.log = RunLog(
@@ -143,6 +148,11 @@ class Run:
     def model(self) -> Tree:
         """What is validated and written: the parameters, or their average where there is one."""
         return self.state.get("ema", self.state["params"])
+
+    def _set(self, tree: Tree, progress: dict[str, Any]) -> None:
+        """Makes a stored state the run's; the update step overwrites it, so it is copied."""
+        self.state = jax.tree.map(lambda a: jnp.array(a, copy=True), tree)
+        self.progress = Progress(**progress)
 
     # --- The loop ---------------------------------------------------------------------------------
 
@@ -365,12 +375,13 @@ class Run:
                 f"{', '.join(names)} (criterion.report_... ask for more)"
             )
 
-    def _claim(self, total: int) -> None:
+    def _claim(self, identity: dict[str, Any]) -> None:
         """Makes the directory this run's, or makes sure that it is."""
-        identity = json.loads(json.dumps(_identity(self.config, self.task.fingerprint(), total)))
         record = self.folder / "run.json"
         if record.exists():
-            begun = files.read_json(record)
+            # What an older version did not know of was as it is by default.
+            chosen = {group: getattr(self.config, group)._name for group in GROUPS}
+            begun = _flat(complete(chosen)) | files.read_json(record)
             for key in sorted({*begun, *identity}):
                 if begun.get(key) != identity.get(key):
                     raise ConfigError(
@@ -400,13 +411,17 @@ _FREE = {
 
 def _identity(config: TrainConfig, data: dict[str, Any], total: int) -> dict[str, Any]:
     """Everything that the parameters of a run depend on, flat."""
-    flat = {
+    flat = _flat(config)
+    flat |= {f"the data of task.{role}": digest for role, digest in data.items()}
+    if optim.depends_on_total(config.lr_scheduler):
+        flat["the number of updates"] = total
+    return json.loads(json.dumps(flat))  # as it will be read
+
+
+def _flat(config: TrainConfig) -> dict[str, Any]:
+    return {
         f"{group}.{key}": value
         for group, section in dataclasses.asdict(config).items()
         for key, value in section.items()
         if key not in _FREE.get(group, ())
     }
-    flat |= {f"the data of task.{role}": digest for role, digest in data.items()}
-    if optim.depends_on_total(config.lr_scheduler):
-        flat["the number of updates"] = total
-    return flat

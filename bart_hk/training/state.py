@@ -4,8 +4,12 @@
     save_dir/training/update_120/            one state: tensors.safetensors, progress.json,
                                              manifest.json (sizes and SHA-256 of the other two)
 
-A state is one process's tree, so one safetensors file holds it; several hosts would write orbax
-here, behind the same two functions and under the same manifest.
+A state is one process's tree, so one safetensors file holds it, and training needs nothing beyond
+what a model does. orbax-checkpoint was weighed. It restores a file with a flipped bit without a
+word, so that the manifest, and going back to the state before, would be ours all the same; what it
+adds, writes of arrays that are spread over devices and hosts, has no use while a run has one
+device; and tensorstore, protobuf and a dozen packages more would come with it. Where several hosts
+train one model it is the right tool: behind `save` and `load`, under the same manifest.
 """
 
 import contextlib
@@ -78,6 +82,26 @@ def load(folder: Path, tree: Any) -> tuple[Any, dict[str, Any]] | None:
     return None
 
 
+def peek(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    """The newest undamaged state of another run, by the names of its leaves; nothing is changed.
+
+    Raises:
+        ValueError: there are states, and every one is damaged.
+    """
+    found = [path for path in folder.glob("update_*") if (path / _MANIFEST).exists()]
+    for path in sorted(found, key=_number, reverse=True):
+        fault = _fault(path)
+        if fault is None:
+            stored, tensors = files.read_json(path / _PROGRESS), files.TensorFile(path / _TENSORS)
+            arrays = {name: tensors.read(name) for name in tensors.names()}
+            arrays |= {name: np.asarray(value) for name, value in stored["counters"].items()}
+            return arrays, stored["progress"]
+        _log.warning("%s is damaged (%s): taking the state before", path, fault)
+    if found:
+        raise ValueError(f"every state in {folder} is damaged; begin with its model alone")
+    return None
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Holds the folder, made if need be, for one process; a kill releases it.
@@ -111,7 +135,11 @@ def _states(folder: Path) -> list[Path]:
             found.append(path)
         else:
             shutil.rmtree(path)
-    return sorted(found, key=lambda path: int(path.name.removeprefix("update_")))
+    return sorted(found, key=_number)
+
+
+def _number(path: Path) -> int:
+    return int(path.name.removeprefix("update_"))
 
 
 def _measure(path: Path) -> dict[str, Any]:

@@ -1,20 +1,30 @@
 """`task=denoising` through the training loop."""
 
+import json
+import multiprocessing
 import os
+import shutil
 import signal
 
+import numpy as np
 import pytest
 
 import bart_hk
+from bart_hk.data.noised import NoisedBlocks
+from bart_hk.data.readers import DataError
+from bart_hk.data.workers import WorkerError
+from bart_hk.tasks.denoising import Denoising
+from bart_hk.text import train_bpe
 from bart_hk.training import loop
 from bart_hk.training.config import ConfigError
+from bart_hk.training.loader import Loaded
 from bart_hk.training.loop import train
-from tests.tasks.test_denoising import write
+from tests.tasks.test_denoising import ENCODER, write
 from tests.training.conftest import MODEL, final_bytes, logged
 
 
 @pytest.fixture(scope="module")
-def configured_for_noise(tmp_path_factory):
+def configured(tmp_path_factory):
     data = write(tmp_path_factory.mktemp("pretraining") / "data")
 
     def make(save_dir, **changes):
@@ -24,6 +34,7 @@ def configured_for_noise(tmp_path_factory):
             "criterion": {"_name": "label_smoothed_cross_entropy", "label_smoothing": 0.1},
             "dataset": {"batch_size": 16, "length_buckets": [40]},
             "optimization": {"lr": 1e-2, "max_epoch": 3},
+            "lr_scheduler": {},
             "common": {"log_interval": 2, "no_progress_bar": True},
             "checkpoint": {"save_dir": str(save_dir)},
         }
@@ -32,36 +43,113 @@ def configured_for_noise(tmp_path_factory):
     return make
 
 
-def test_it_learns_and_goes_on_with_the_same_noise(configured_for_noise, tmp_path, monkeypatch):
-    result = train(configured_for_noise(tmp_path / "whole"))
-    lines = logged(tmp_path / "whole")
+@pytest.fixture(scope="module")
+def whole(configured, tmp_path_factory):
+    """The directory of a run that nothing interrupted, without workers."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train(configured(folder))
+    return folder
+
+
+def same(folder, whole) -> bool:
+    return final_bytes(folder, heads=False) == final_bytes(whole, heads=False)
+
+
+def test_it_learns(whole):
+    lines = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
     trained = [line for line in lines if line["event"] == "train"]
     validated = [line for line in lines if line["event"] == "valid"]
     assert {"nll_loss", "nll_loss_base2", "loss_base2", "ppl"} <= set(trained[0])
     assert trained[0]["loss"] > trained[0]["nll_loss"] * 0.9
-    assert validated[-1]["ppl"] < 0.6 * trained[0]["ppl"] and result.valid["ppl"] > 1
-    assert bart_hk.load(tmp_path / "whole").encode("the cat sat.").size > 3
+    assert validated[-1]["ppl"] < 0.6 * trained[0]["ppl"] and validated[-1]["ppl"] > 1
+    assert all(0 <= line["data_wait"] < 1 for line in trained)
+    assert bart_hk.load(whole).encode("the cat sat.").size > 3
 
+
+def test_it_goes_on_with_the_same_noise_and_other_workers(configured, whole, tmp_path, monkeypatch):
+    last = logged(whole)[-1]["update"]
     plain = loop.Run._update
 
-    def update(self: loop.Run, group: list) -> None:
-        plain(self, group)
-        if self.progress.update == trained[-1]["update"] // 2 + 1:  # within an epoch
+    def update(self: loop.Run, made: Loaded) -> None:
+        plain(self, made)
+        if self.progress.update == last // 2 + 1:  # within an epoch
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(loop.Run, "_update", update)
-    config = configured_for_noise(tmp_path / "parts")
     with pytest.raises(SystemExit):
-        train(config)
+        train(configured(tmp_path / "run", dataset={"num_workers": 2}))
+    assert not multiprocessing.active_children()
+    train(configured(tmp_path / "run", dataset={"num_workers": 1}))
+    assert same(tmp_path / "run", whole) and logged(tmp_path / "run") == logged(whole)
+
+
+class Deadly(NoisedBlocks):
+    """Dies in a worker, in the second epoch, at a row."""
+
+    def batch(self, rows: np.ndarray, length: int, count: int) -> dict[str, np.ndarray]:
+        if self._epoch == 2 and 40 in rows and multiprocessing.parent_process() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().batch(rows, length, count)
+
+
+def test_a_worker_that_dies_costs_no_update(configured, whole, tmp_path, monkeypatch):
+    plain = Denoising.encode
+
+    def encode(self: Denoising, *arguments) -> None:
+        plain(self, *arguments)
+        self.train.__class__ = Deadly
+
+    config = configured(tmp_path / "run", dataset={"num_workers": 2})
+    with monkeypatch.context() as patched:
+        patched.setattr(Denoising, "encode", encode)
+        with pytest.raises(WorkerError, match="killed by SIGKILL .is the memory used up"):
+            train(config)
+    epoch = logged(whole)[-1]["update"] // 3
+    names = [path.name for path in (tmp_path / "run" / "training").glob("update_*")]
+    saved = max(int(name.removeprefix("update_")) for name in names)
+    assert epoch <= saved < 2 * epoch
     train(config)
-    assert final_bytes(tmp_path / "parts", heads=False) == final_bytes(
-        tmp_path / "whole", heads=False
+    assert same(tmp_path / "run", whole) and logged(tmp_path / "run") == logged(whole)
+
+
+def test_other_data_in_the_same_folder_do_not_go_on_with_a_run(configured, whole, tmp_path):
+    data = write(tmp_path / "data")
+    shutil.copytree(whole, tmp_path / "run")
+    config = configured(tmp_path / "run", task={"data": str(data)})
+    train(config)  # the same text elsewhere: done already
+    shutil.rmtree(data)
+    write(data, seed=7)
+    before = final_bytes(tmp_path / "run", heads=False)
+    with pytest.raises(ConfigError, match="begun with the data of task.train=.*, now it is "):
+        train(config)
+    shutil.rmtree(data)
+    write(data)
+    whole_valid = (data / "valid.bin").read_bytes()
+    (data / "valid.bin").write_bytes(whole_valid[:2] + whole_valid[:2] + whole_valid[4:])
+    with pytest.raises(ConfigError, match="begun with the data of task.valid="):
+        train(config)
+    assert final_bytes(tmp_path / "run", heads=False) == before
+
+
+def test_corpora_bring_their_tokenizer(configured, tmp_path):
+    data = tmp_path / "corpora"
+    for number, name in enumerate(("books", "reviews")):
+        write(data / name, documents=20, seed=number)
+    config = configured(tmp_path / "run", task={"data": str(data)}, optimization={"max_update": 1})
+    train(config)
+    names = ("vocab.json", "merges.txt")
+    assert all(
+        (data / "books" / n).read_bytes() == (tmp_path / "run" / n).read_bytes() for n in names
     )
-    assert logged(tmp_path / "parts") == lines
+    # Those of the others must be the same.
+    other = train_bpe(["quite another text, with other words"] * 5, len(ENCODER.dictionary))
+    other.save(data / "reviews")
+    with pytest.raises(DataError, match="reviews was made with another vocabulary: id "):
+        train(config | {"checkpoint": {"save_dir": str(tmp_path / "again")}})
 
 
-def test_the_best_perplexity_is_the_lowest(configured_for_noise, tmp_path):
-    config = configured_for_noise(
+def test_the_best_perplexity_is_the_lowest(configured, tmp_path):
+    config = configured(
         tmp_path / "run",
         checkpoint={"save_dir": str(tmp_path / "run"), "best_checkpoint_metric": "ppl"},
     )
@@ -70,8 +158,8 @@ def test_the_best_perplexity_is_the_lowest(configured_for_noise, tmp_path):
     assert result.valid["ppl"] == min(line["ppl"] for line in validated)
 
 
-def test_the_criterion_of_another_task(configured_for_noise, tmp_path):
-    config = configured_for_noise(tmp_path / "run", criterion={"_name": "sentence_prediction"})
+def test_the_criterion_of_another_task(configured, tmp_path):
+    config = configured(tmp_path / "run", criterion={"_name": "sentence_prediction"})
     config["criterion"] = "sentence_prediction"
     with pytest.raises(ConfigError, match="has criterion=cross_entropy or label_smoothed_cross"):
         train(config)
