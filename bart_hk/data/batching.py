@@ -145,6 +145,9 @@ def plan_batches(
 ) -> list[np.ndarray]:
     """Which rows go together: every row once, each batch of one bucket.
 
+    Where a token budget alone bounds a batch, the rows of a bucket that do not fill one join the
+    next longer bucket's: their padding costs less than the rows that would be missing.
+
     Args:
         lengths: tokens of each row.
         max_tokens: bound on a batch's padded tokens.
@@ -156,7 +159,8 @@ def plan_batches(
 
     Returns:
         Index arrays (int64). A batch has the shape [batch_rows(b), b], b the bucket of its longest
-        row; only the last batch of a bucket may have fewer rows than that.
+        row; only the last batch of a bucket (with a token budget alone, of all buckets) may have
+        fewer rows than that.
     """
     sizes = np.asarray(lengths, np.int64)
     if not sizes.size:
@@ -166,14 +170,20 @@ def plan_batches(
     bucket_of = np.searchsorted(np.asarray(buckets), sizes)
     rng = None if shuffle is None else np.random.default_rng(list(shuffle))
     batches = []
-    for b in np.unique(bucket_of):
+    used = np.unique(bucket_of)
+    left = np.empty(0, np.int64)
+    for b in used:
         rows = np.flatnonzero(bucket_of == b)
         if rng is None:
             rows = rows[np.argsort(sizes[rows], kind="stable")]
         else:
             rows = rng.permutation(rows)
+        rows = np.concatenate([left, rows])
         count = batch_rows(buckets[b], max_tokens=max_tokens, batch_size=batch_size)
-        batches += [rows[i : i + count] for i in range(0, len(rows), count)]
+        joins = batch_size is None and b != used[-1]
+        until = len(rows) // count * count if joins else len(rows)
+        batches += [rows[i : i + count] for i in range(0, until, count)]
+        left = rows[until:]
     if rng is not None:
         batches = [batches[i] for i in rng.permutation(len(batches))]
     return batches

@@ -66,7 +66,7 @@ class NoisedBlocks:
 
     def batch(self, rows: np.ndarray, length: int, count: int) -> dict[str, np.ndarray]:
         """src_tokens int32 [B, S], prev_output_tokens and target int32 [B, T]: T is `length`, and
-        S the bucket of the longest source, which noise makes shorter most often.
+        S holds the longest source: 7/8 of T, which most often is enough, T, or a bucket above.
 
         Raises:
             DataError: insertions have made a source longer than the model's positions.
@@ -82,7 +82,7 @@ class NoisedBlocks:
         pad = self._model.pad_token_id
         # fairseq's: the last token, </s> or the language, comes first.
         shifted = [np.concatenate([row[-1:], row[:-1]]) for row in targets]
-        source_length = bucket(most, buckets_up_to(limit, LENGTH_BUCKETS))
+        source_length = bucket(most, _source_lengths(length, limit))
         return {
             "src_tokens": pad_rows(sources, pad, source_length, count),
             "prev_output_tokens": pad_rows(shifted, pad, length, count),
@@ -92,3 +92,15 @@ class NoisedBlocks:
     def where(self, rows: Sequence[int]) -> str:
         """Stores and blocks of some rows."""
         return ", ".join(self._corpora.where(int(self._rows[row])) for row in rows)
+
+
+def _source_lengths(target: int, limit: int) -> list[int]:
+    """Padded lengths for the sources of targets padded to some length: few, for each is a program.
+
+    Masks take the place of spans, so sources are a fifth shorter, and the longest of a batch an
+    eighth; insertions make them longer.
+    """
+    multiple = 8 if target >= 32 else 4
+    shorter = -(-7 * target // (8 * multiple)) * multiple
+    above = [b for b in buckets_up_to(limit, LENGTH_BUCKETS) if b > target]
+    return [min(shorter, target), target, *above]

@@ -11,8 +11,13 @@ import pickle
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
+
+from bart_hk.data.batching import batch_rows, bucket
 
 _ENDS = (EOFError, OSError)  # of a pipe whose other side is gone
 _ASKED_TO_END = {signal.SIGINT, signal.SIGTERM}  # which a terminal sends to every process
@@ -20,6 +25,30 @@ _ASKED_TO_END = {signal.SIGINT, signal.SIGTERM}  # which a terminal sends to eve
 
 class WorkerError(RuntimeError):
     """A process that makes batches died or stands still; one line says which, and the remedy."""
+
+
+class Rows(Protocol):
+    """What makes the arrays of some of its rows; see `bart_hk.tasks.Split`."""
+
+    @property
+    def lengths(self) -> np.ndarray: ...
+
+    def batch(self, rows: np.ndarray, length: int, count: int) -> dict[str, np.ndarray]: ...
+
+
+@dataclass
+class MakeBatch:
+    """Some rows -> the arrays of their batch, in the shape of the bucket of the longest."""
+
+    split: Rows
+    buckets: Sequence[int]
+    max_tokens: int | None
+    batch_size: int | None
+
+    def __call__(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        length = bucket(int(self.split.lengths[rows].max()), self.buckets)
+        count = batch_rows(length, max_tokens=self.max_tokens, batch_size=self.batch_size)
+        return self.split.batch(rows, length, count)
 
 
 class Workers:

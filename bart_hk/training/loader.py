@@ -18,9 +18,9 @@ import jax
 import numpy as np
 
 from bart_hk.config import BARTConfig
-from bart_hk.data.batching import LENGTH_BUCKETS, batch_rows, bucket, plan_batches
-from bart_hk.data.workers import WorkerError, Workers
-from bart_hk.tasks import Batch, Split, Task
+from bart_hk.data.batching import LENGTH_BUCKETS, choose_buckets, plan_batches
+from bart_hk.data.workers import MakeBatch, WorkerError, Workers
+from bart_hk.tasks import Batch, Task
 from bart_hk.training.config import DatasetConfig
 from bart_hk.training.throughput import batch_costs
 
@@ -44,21 +44,6 @@ class Loaded:
     waited: float = 0.0
 
 
-@dataclass
-class MakeBatch:
-    """Rows of a split -> the padded arrays of their batch; workers get a copy of it."""
-
-    split: Split
-    buckets: list[int]
-    max_tokens: int | None
-    batch_size: int | None
-
-    def __call__(self, rows: np.ndarray) -> Batch:
-        length = bucket(int(self.split.lengths[rows].max()), self.buckets)
-        count = batch_rows(length, max_tokens=self.max_tokens, batch_size=self.batch_size)
-        return self.split.batch(rows, length, count)
-
-
 class Loader:
     """The batches of a task's files."""
 
@@ -77,8 +62,13 @@ class Loader:
             "batch_size": config.batch_size_valid,
         }
         limit = min(model.max_source_positions, model.max_target_positions)
+        buckets: Sequence[int] = config.length_buckets
+        if not buckets:
+            # Batches of so many tokens have long rows most often: the fewest programs for them.
+            by_tokens = config.max_tokens is not None and config.batch_size is None
+            buckets = choose_buckets(self.train.lengths) if by_tokens else LENGTH_BUCKETS
         # The last bucket is whatever the model can take.
-        self.buckets = [b for b in config.length_buckets or LENGTH_BUCKETS if b < limit] + [limit]
+        self.buckets = [b for b in buckets if b < limit] + [limit]
 
     def updates(self, epoch: int) -> Plan:
         """For each update of an epoch the rows of its `update_freq` batches."""

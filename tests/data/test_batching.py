@@ -44,7 +44,7 @@ def test_pad_rows():
 
 
 @pytest.mark.parametrize("shuffle", [None, (1, 2)])
-@pytest.mark.parametrize("limits", [{"batch_size": 32}, {"max_tokens": 2048}])
+@pytest.mark.parametrize("limits", [{"batch_size": 32}, {"max_tokens": 2048, "batch_size": 99}])
 def test_every_row_once_and_shapes_from_the_bucket_alone(shuffle, limits):
     sizes = lengths()
     plan = plan_batches(sizes, shuffle=shuffle, **limits)
@@ -56,6 +56,35 @@ def test_every_row_once_and_shapes_from_the_bucket_alone(shuffle, limits):
         if len(rows) < batch_rows(b, **limits):
             partial[b] = partial.get(b, 0) + 1
     assert partial and set(partial.values()) == {1}
+
+
+@pytest.mark.parametrize("shuffle", [None, (1, 2)])
+def test_with_a_token_budget_what_is_left_joins_the_next_bucket(shuffle):
+    sizes = lengths()
+    plan = plan_batches(sizes, shuffle=shuffle, max_tokens=2048)
+    assert np.array_equal(np.sort(np.concatenate(plan)), np.arange(len(sizes)))
+    joined = 0
+    for rows in plan:
+        b = bucket(sizes[rows].max())
+        assert len(rows) <= batch_rows(b, max_tokens=2048)
+        joined += sum(bucket(n) < b for n in sizes[rows])
+    assert 0 < joined < sum(batch_rows(b, max_tokens=2048) for b in {bucket(n) for n in sizes})
+    # A limit that never binds leaves every bucket to itself.
+    apart = plan_batches(sizes, shuffle=shuffle, max_tokens=2048, batch_size=10_000)
+    assert len(plan) < len(apart)
+
+
+def test_sentences_by_themselves_are_padded_by_less_than_a_tenth():
+    """As in sample_break_mode=eos: lengths of sentences of books and reviews, in batches of 8192
+    tokens; without joining what is left it was 12 to 21 %."""
+    rows = np.random.default_rng(0).lognormal(3.2, 0.85, 50_000).astype(int).clip(3, 256)
+    buckets = choose_buckets(rows)
+    plan = [
+        (chosen, (batch_rows(size, max_tokens=8192), size))
+        for chosen in plan_batches(rows, max_tokens=8192, buckets=buckets, shuffle=(1, 1))
+        for size in [bucket(int(rows[chosen].max()), buckets)]
+    ]
+    assert 0.03 < padding_share(rows, plan) < 0.1
 
 
 def test_max_tokens_bounds_the_padded_batch():
