@@ -5,15 +5,30 @@ Names, argument order, defaults and return shapes are fairseq's (`hub_utils.py`,
 lists are taken alike, a list's results are aligned with it, and rows of any lengths go together.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from bart_hk.data.batching import bucket, buckets_up_to, pad_rows
 from bart_hk.hub.arrays import Array, as_array
-from bart_hk.hub.features import default_max_tokens
+from bart_hk.hub.features import BUCKETS, default_max_tokens
 from bart_hk.hub.scoring import ScoringBART
+from bart_hk.hub.zero_shot import HYPOTHESIS, answers, hypotheses, scores
+from bart_hk.model import BART
+from bart_hk.tasks.question_answering import (
+    LABELS,
+    QuestionAnsweringConfig,
+    best_answers,
+    best_spans,
+    make_windows,
+    span_logits,
+)
+from bart_hk.tasks.squad import Question
+from bart_hk.tasks.token_classification import encode_words, token_logits
+from bart_hk.text.framing import frame
 
 
 class BARTHubInterface(ScoringBART):
@@ -22,6 +37,13 @@ class BARTHubInterface(ScoringBART):
     Text to ids and back: `TextBART`; texts from texts: `GeneratingBART`; how probable they are, and
     masks: `ScoringBART`; parameters and heads: `LoadedBART`. Here are features and classes.
     """
+
+    _spans: tuple[BART, Any] | None = None  # the network, and what scores answers with it
+
+    @functools.cached_property
+    def _taggers(self) -> dict[Any, Any]:
+        """Of heads, compiled functions."""
+        return {}
 
     @property
     def _features_max_tokens(self) -> int:
@@ -99,25 +121,207 @@ class BARTHubInterface(ScoringBART):
             result[batch] = jax.device_get(logits)[: len(batch)]
         return as_array(result)
 
-    def classify(self, texts: Any, head: str | None = None) -> Any:
-        """The most probable class of each text: (label, probability).
+    def classify(
+        self,
+        texts: Any,
+        head: str | None = None,
+        *,
+        labels: Sequence[str] | None = None,
+        hypothesis_template: str = HYPOTHESIS,
+        multi_label: bool = False,
+        no_separator: bool | None = None,
+    ) -> Any:
+        """The most probable class of each text, (label, probability); or of any `labels`, all.
+
+        Without `labels` a head answers that was trained for its classes. Where these do not exclude
+        each other the answer is a list of those that are more probable than not, best first.
+
+        With `labels` a head answers that was trained to tell entailment (bart.large.mnli's): for
+        each text the list of all labels, best first, as transformers' pipeline
+        "zero-shot-classification" ranks them.
 
         Args:
-            texts: a string, or a tuple for a pair; or a list of them, for a list of results. Texts
-                that are too long are cut.
+            texts: a string, or without `labels` a tuple for a pair; or a list of them, for a list
+                of results. Texts that are too long are cut.
             head: its name; may be left out where there is one head.
+            labels: names of classes, in words that make sense in the template.
+            hypothesis_template: a sentence with one {} for the label.
+            multi_label: every label is a question of its own; otherwise one of them holds.
+            no_separator: False puts a second `</s>` between text and hypothesis, as transformers
+                does. None: as the head was trained, which is without it if it was trained here.
 
         Returns:
-            The label's name, or the class's number where names are not known, and its probability.
+            Of a text (label, probability) or a list of them. The label is the class's number where
+            names are not known.
+
+        Raises:
+            KeyError: there is no such head.
+            ValueError: the head has no classes or does not tell entailment, or an argument makes no
+                sense.
         """
         registered = self._head(head)
         if registered.regression:
             raise ValueError("a regression head has no classes; predict(head, ids) gives its value")
         name = next(name for name, h in self.heads.items() if h is registered)
-        if not isinstance(texts, list):
-            return self.classify([texts], head)[0]
-        if not texts:
+        single = not isinstance(texts, list)
+        items = [texts] if single else texts
+        if not items:
             raise ValueError("empty batch: give at least one text")
+        if labels is None:
+            found = self._trained_classes(name, items)
+        else:
+            claims = hypotheses(labels, hypothesis_template)
+            if no_separator is None:
+                no_separator = "training" in self.extras
+            logits = self._entailment(name, items, claims, no_separator)
+            yes, no = answers(registered.labels, registered.module.num_classes)
+            ranked = scores(logits, yes, no, multi_label)
+            found = [
+                sorted(zip(labels, row.tolist(), strict=True), key=lambda pair: -pair[1])
+                for row in ranked
+            ]
+        return found[0] if single else found
+
+    def rank(
+        self, options: Sequence[str], context: str | None = None, head: str | None = None
+    ) -> Any:
+        """How probable each option is, the best first: (option, probability).
+
+        Args:
+            options: two texts at least. What is too long with the context is cut.
+            context: what they are options for.
+            head: of task=sentence_ranking; its name may be left out where there is one head.
+
+        Raises:
+            KeyError: there is no such head.
+            ValueError: it has more than one output, or there are fewer than two options.
+        """
+        registered = self._head(head)
+        if registered.module.num_classes != 1 or registered.regression:
+            raise ValueError("rank needs a head of one output, which task=sentence_ranking trains")
+        if isinstance(options, str) or len(options) < 2:
+            raise ValueError(f"options={options!r}: give a list of two texts at least")
+        name = next(name for name, h in self.heads.items() if h is registered)
+        rows: list[Any] = [
+            (option,) if context is None else (option, context) for option in options
+        ]
+        scores = np.asarray(
+            self.predict(name, self.encode(rows, truncate=True), return_logits=True), np.float64
+        )[:, 0]
+        probabilities = np.exp(scores - scores.max())
+        probabilities /= probabilities.sum()
+        pairs = zip(options, probabilities.tolist(), strict=True)
+        return sorted(pairs, key=lambda pair: -pair[1])
+
+    def answer(
+        self,
+        question: str,
+        context: str,
+        head: str | None = None,
+        *,
+        may_be_none: bool = False,
+        max_answer_length: int = 30,
+    ) -> tuple[str, float]:
+        """The part of the context that answers the question, and its score (a sum of two logits).
+
+        Args:
+            head: of task=question_answering; its name may be left out where there is one head.
+            may_be_none: "" where having no answer scores more, as in SQuAD 2.0.
+            max_answer_length: tokens.
+
+        Raises:
+            KeyError: there is no such head.
+            ValueError: it is of another kind, a text is empty, or the question is too long.
+        """
+        registered = self._head(head)
+        if registered.labels != LABELS:
+            raise ValueError("answer needs a head that task=question_answering trained")
+        if not question.strip() or not context.strip():
+            raise ValueError("answer needs a question and a context that are not empty")
+        asked = QuestionAnsweringConfig(max_positions=min(self.max_positions))
+        one = [Question("0", question, context, ())]
+        rows = make_windows("the question", one, self.text, self.config, asked)
+        found: dict[str, list[np.ndarray]] = {}
+        for number, size in enumerate(rows.lengths):
+            length = bucket(int(size), buckets_up_to(min(self.max_positions), BUCKETS))
+            batch = rows.batch(np.array([number]), length, 1)
+            logits = self._span_logits(registered.params, batch)
+            for name, value in best_spans(logits, max_answer_length).items():
+                found.setdefault(name, []).append(np.asarray(value))
+        outputs = {name: np.concatenate(values) for name, values in found.items()}
+        return best_answers(rows, outputs, may_be_none)[0]
+
+    def tag(self, words: Sequence[str], head: str | None = None) -> list[tuple[str, str]]:
+        """(word, label) of every word of a sentence.
+
+        Args:
+            words: of one sentence, as the data had them that the head was trained on.
+            head: of task=token_classification; its name may be left out where there is one head.
+
+        Raises:
+            KeyError: there is no such head.
+            ValueError: it has no label names, or the sentence is too long or empty.
+        """
+        registered = self._head(head)
+        if registered.labels is None or registered.regression:
+            raise ValueError("tag needs a head that task=token_classification trained")
+        if isinstance(words, str) or not words:
+            raise ValueError(f"words={words!r}: give the list of a sentence's words")
+        longest = min(self.max_positions)
+        row, places = encode_words(self.text, self.config, words, longest)
+        if len(places) < len(words):
+            raise ValueError(
+                f"{len(words)} words take more than {longest} tokens; give fewer at once"
+            )
+        length = bucket(len(row), buckets_up_to(longest, BUCKETS))
+        batch = {
+            "src_tokens": pad_rows([row], self.config.pad_token_id, length),
+            "prev_output_tokens": pad_rows([np.roll(row, 1)], self.config.pad_token_id, length),
+        }
+        if registered not in self._taggers:
+            classes = registered.module.num_classes
+            function = functools.partial(token_logits, classes=classes)
+            self._taggers[registered] = jax.jit(function, static_argnums=0)
+        logits = self._taggers[registered](self.model, self._params, registered.params, batch)
+        classes_of = np.asarray(logits[0].argmax(-1))[places]
+        return [(word, registered.labels[i]) for word, i in zip(words, classes_of, strict=True)]
+
+    def _span_logits(self, head: Any, batch: Any) -> jax.Array:
+        if self._spans is None or self._spans[0] is not self.model:
+            self._spans = self.model, jax.jit(functools.partial(span_logits, self.model))
+        return self._spans[1](self._params, head, batch)
+
+    def _trained_classes(self, name: str, texts: list[Any]) -> list[Any]:
+        registered = self.heads[name]
         probabilities = np.exp(self.predict(name, self.encode(texts, truncate=True)))
         labels: Sequence[Any] = registered.labels or range(registered.module.num_classes)
+        if registered.multi_label:
+            return [
+                [
+                    (labels[i], float(row[i]))
+                    for i in np.argsort(-row, kind="stable")
+                    if row[i] > 0.5
+                ]
+                for row in probabilities
+            ]
         return [(labels[int(row.argmax())], float(row.max())) for row in probabilities]
+
+    def _entailment(
+        self, name: str, texts: list[Any], claims: Sequence[str], no_separator: bool
+    ) -> np.ndarray:
+        """Logits [N, L, C] of every text with every claim; only the text is cut to fit."""
+        for number, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TypeError(f"with labels a text is a string; input {number} is {text!r}")
+        eos = self.config.eos_token_id
+        separator = [] if no_separator else [eos]
+        sources, endings = self.text.encode_batch(texts), self.text.encode_batch(list(claims))
+        around = 3 + len(separator)
+        rows = []
+        for source in sources:
+            for ending in endings:
+                room = max(min(self.max_positions) - around - len(ending), 0)
+                parts = [source[:room], ending]
+                rows.append(frame(parts, self.config.bos_token_id, eos, separator))
+        logits = np.asarray(self.predict(name, rows, return_logits=True))
+        return logits.reshape(len(texts), len(claims), -1)

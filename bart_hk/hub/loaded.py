@@ -267,7 +267,8 @@ class LoadedBART:
             batch: "src_tokens" int [B, S], right-padded, and without a head "target" int [B, T]
                 (padding does not count) and optionally "prev_output_tokens" [B, T] (default: the
                 target with its last token moved to the front). With a head "target" is the class
-                int [B], or the value float [B] of a regression.
+                int [B], or the value float [B] of a regression, or 1 and 0 for the classes that a
+                row has, [B, C], where they do not exclude each other.
             head: name of a registered head; None is sequence to sequence.
 
         Returns:
@@ -290,12 +291,12 @@ class LoadedBART:
                 mask, dtype=jnp.float32
             )
         registered = self._head(head)
-        if registered.multi_label:
-            raise ValueError(f"there is no loss yet for {head!r}, whose classes are not exclusive")
         sentence = sentence_representation(bart, body, src_tokens, shifted, keys[:2])
         logits = registered.module.apply(heads[head], sentence, keys[2])
-        mask = jnp.ones(target.shape, bool)
+        mask = jnp.ones(target.shape[:1], bool)
         count = jnp.float32(target.shape[0])
+        if registered.multi_label:
+            return losses.binary_cross_entropy(logits, target, mask), count
         if registered.regression:
             return losses.squared_error(logits[:, 0], target, mask), count
         return losses.cross_entropy(logits, target, mask)[0], count

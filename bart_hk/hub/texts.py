@@ -125,16 +125,18 @@ class TextBART(LoadedBART):
         texts = _texts(sentence) + addl_sentences
         separator = [] if no_separator else [self.config.eos_token_id]
         parts: list[Sequence[int]] = list(self.text.encode_batch(texts))
-        limit = min(self.max_positions)
+        suffix = self.extras.get("source_suffix", [])
+        limit = min(self.max_positions) - len(suffix)
         if truncate:
             parts = _fit(parts, limit, len(separator))
         else:
             if len(parts[0]) > limit - 2:
                 self._warn_of_cut(len(parts[0]), limit - 2)
             parts[0] = parts[0][: limit - 2]
-        # A model that was fine-tuned without <s> reads none.
+        # A model that was fine-tuned without <s> reads none; mBART's read a language at the end.
         bos = self.config.bos_token_id if self.extras.get("prepend_bos", True) else None
-        return as_array(frame(parts, bos, self.config.eos_token_id, separator))
+        ids = frame(parts, bos, self.config.eos_token_id, separator)
+        return as_array(np.concatenate([ids, suffix]).astype(np.int32) if suffix else ids)
 
     def _warn_of_cut(self, size: int, room: int) -> None:
         if not self._warned_of_cut:

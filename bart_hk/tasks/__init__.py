@@ -55,7 +55,7 @@ class Task(Protocol):
     def symbols(self) -> Sequence[str]:
         """Special symbols that a new model's vocabulary must have; `tokenizer_folder`'s may not."""
 
-    def model_config(self, config: BARTConfig) -> BARTConfig:
+    def model_config(self, config: BARTConfig, encoder: TextEncoder) -> BARTConfig:
         """The config of the model that is trained, from that of the one it begins with."""
 
     def encode(self, encoder: TextEncoder, config: BARTConfig) -> None:
@@ -99,7 +99,7 @@ class TaskDefaults:
         """None."""
         return ()
 
-    def model_config(self, config: BARTConfig) -> BARTConfig:
+    def model_config(self, config: BARTConfig, encoder: TextEncoder) -> BARTConfig:
         """As it is."""
         return config
 

@@ -2,11 +2,27 @@
 
 from typing import Any
 
-from bart_hk.tasks import TaskKind, denoising, sentence_prediction, translation
+from bart_hk.tasks import (
+    TaskKind,
+    denoising,
+    question_answering,
+    sentence_prediction,
+    sentence_ranking,
+    token_classification,
+    translation,
+    translation_from_pretrained_bart,
+)
 
-TASKS: dict[str, TaskKind] = {
-    kind.config._name: kind for kind in (sentence_prediction.KIND, denoising.KIND, translation.KIND)
-}
+_MODULES: tuple[Any, ...] = (
+    sentence_prediction,
+    sentence_ranking,
+    token_classification,
+    question_answering,
+    denoising,
+    translation,
+    translation_from_pretrained_bart,
+)
+TASKS: dict[str, TaskKind] = {module.KIND.config._name: module.KIND for module in _MODULES}
 
 # By name, too; tasks may share them.
 CRITERIA: dict[str, Any] = {

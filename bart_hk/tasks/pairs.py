@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bart_hk.data.readers import DataError, read_lines, read_table
+from bart_hk.data.readers import FORMATS, DataError, read_lines, read_table
 from bart_hk.data.store import TokenStore
 from bart_hk.tasks import files
 
 # Columns under which published data sets keep them.
-SOURCE_COLUMNS = ("source", "src", "document", "article", "dialogue", "text", "email_body")
-TARGET_COLUMNS = ("target", "tgt", "summary", "highlights", "reference", "headline", "subject_line")
+SOURCE_COLUMNS = ("source", "src", "document", "article", "dialogue", "text", "body")
+TARGET_COLUMNS = ("target", "tgt", "summary", "highlights", "reference", "headline", "subject")
 
 
 @dataclass
@@ -91,9 +91,12 @@ def read_splits(config: PairsConfig) -> Splits:
         given = config.source_lang, config.target_lang
     folder = files.folder_of(config)
     if folder is None:
-        if given is None or not config.train:
+        if given is None or not config.train or _is_table(config.train):
             train, valid = files.table_files(config)
-            return Splits(_table(train, config), _table(valid, config) if valid else None)
+            return Splits(
+                read_table_of_pairs(train, config),
+                read_table_of_pairs(valid, config) if valid else None,
+            )
         found = _lines_of(Path(config.train), given)
         return Splits(found, _lines_of(Path(config.valid), given) if config.valid else None, given)
     stores = sorted(
@@ -104,17 +107,26 @@ def read_splits(config: PairsConfig) -> Splits:
     if stores:
         pair = _chosen(folder, stores, given)
         return Splits(*_both(folder, ".idx", lambda p: _stores(p, pair), pair), pair, True)
-    if given is None and files.find_table(folder, ("train",)) is not None:
-        train, valid = files.table_files(config)
-        return Splits(_table(train, config), _table(valid, config) if valid else None)
     pair = given or ("source", "target")
-    if not (folder / f"train.{pair[0]}").is_file():
+    texts = (folder / f"train.{pair[0]}").is_file()
+    if files.find_table(folder, ("train",)) is not None and not (given and texts):
+        train, valid = files.table_files(config)
+        return Splits(
+            read_table_of_pairs(train, config),
+            read_table_of_pairs(valid, config) if valid else None,
+        )
+    if not texts:
         raise DataError(
             f"task.data={folder} has no train.tsv, .csv or .jsonl, no train.{pair[0]} and no "
             f"train.{pair[0]}-{pair[1]}.{pair[0]}.idx; name the files with task.train, or the "
             "languages with task.source_lang and task.target_lang"
         )
     return Splits(*_both(folder, "", lambda p: _lines_of(p, pair), pair), pair)
+
+
+def _is_table(name: str) -> bool:
+    ends = Path(name).suffixes[-2:]
+    return any(end in FORMATS for end in ends)
 
 
 def _chosen(
@@ -186,7 +198,12 @@ def _lines_of(prefix: Path, pair: tuple[str, str]) -> Pairs:
     return Pairs(str(paths[0]), paths, sources, [[text] for text in targets], lines)
 
 
-def _table(path: Path, config: PairsConfig) -> Pairs:
+def read_table_of_pairs(path: Path, config: PairsConfig) -> Pairs:
+    """One table.
+
+    Raises:
+        DataError: as `read_splits`.
+    """
     table = read_table(path)
     names = [
         asked or next((name for name in usual if name in table.header), None)

@@ -142,7 +142,7 @@ class Translation(TaskDefaults):
         """Sources and targets to train on."""
         return self._splits.train.texts()
 
-    def model_config(self, config: BARTConfig) -> BARTConfig:
+    def model_config(self, config: BARTConfig, encoder: TextEncoder) -> BARTConfig:
         """Generation is forced to begin as targets do."""
         first = config.bos_token_id if self.config.prepend_bos else None
         return config.replace(forced_bos_token_id=first)
@@ -179,7 +179,7 @@ class Translation(TaskDefaults):
             ("target", pairs.targets, config.max_target_positions, asked.truncate_target),
         ):
             most = min(getattr(asked, f"max_{side}_positions"), limit)
-            ends = self._end(side, encoder, config)
+            ends = self._end(side, config)
             rows = [self._begin(ids, config) for ids in _ids(texts, encoder, config)]
             room = most - len(ends)
             long = np.flatnonzero([len(row) > room for row in rows])
@@ -204,7 +204,7 @@ class Translation(TaskDefaults):
         sources, targets = ([side[i] for i in chosen] for side in sides)
         return EncodedPairs(pairs, chosen, sources, targets, config)
 
-    def _end(self, side: str, encoder: TextEncoder, config: BARTConfig) -> list[int]:
+    def _end(self, side: str, config: BARTConfig) -> list[int]:
         """What ends a row, however much of it is cut."""
         return [config.eos_token_id]
 

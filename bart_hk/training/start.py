@@ -71,11 +71,11 @@ def start(config: TrainConfig, task: Task, key: jax.Array) -> Start:
         if len(members) > 1:
             raise ConfigError(f"checkpoint.restore_file={restore} names {len(members)} models")
         (files,) = members
-        bart = network(task.model_config(files.config.replace(**rates)))
+        bart = network(task.model_config(files.config.replace(**rates), encoder))
         params, heads = files.params, files.heads
     else:
         encoder = _new_encoder(config.task, task)
-        bart = network(task.model_config(_new_config(config.model, encoder)))
+        bart = network(task.model_config(_new_config(config.model, encoder), encoder))
         key, body_key = jax.random.split(key)
         params, heads = bart.init(body_key), {}
     task.encode(encoder, bart.config)

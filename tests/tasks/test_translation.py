@@ -60,7 +60,7 @@ def test_rows_begin_with_bos_or_do_not(tmp_path):
         previous = [2, *target[:-1]]
         assert batch["prev_output_tokens"][0].tolist() == previous + [1] * (room - len(target))
         assert (batch["target"][1] == 1).all()
-        assert task.model_config(MODEL).forced_bos_token_id == (0 if prepend else None)
+        assert task.model_config(MODEL, ENCODER).forced_bos_token_id == (0 if prepend else None)
         assert task.extras()["prepend_bos"] is prepend
 
 
