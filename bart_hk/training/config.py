@@ -18,6 +18,8 @@ from bart_hk.config import ARCHITECTURES, BARTConfig
 from bart_hk.tasks.kinds import CRITERIA, TASKS
 from bart_hk.training.optim import LR_SCHEDULERS, OPTIMIZERS, betas
 from bart_hk.training.step import EMAConfig
+from bart_hk.training.tuning import TuningConfig
+from bart_hk.training.tuning import check as check_tuning
 
 
 class ConfigError(ValueError):
@@ -105,6 +107,7 @@ class TrainConfig:
     optimization: OptimizationConfig = dataclasses.field(default_factory=OptimizationConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     ema: EMAConfig = dataclasses.field(default_factory=EMAConfig)
+    tuning: TuningConfig = dataclasses.field(default_factory=TuningConfig)
 
 
 def _model_node(name: str, config: BARTConfig) -> Any:
@@ -211,6 +214,7 @@ def _check(config: TrainConfig) -> None:
     optimization.lr = _single("optimization.lr", optimization.lr, float)
     optimization.update_freq = _single("optimization.update_freq", optimization.update_freq, int)
     try:
+        check_tuning(config.tuning, optimization.lr)
         config.optimizer.adam_betas = list(betas(config.optimizer.adam_betas))
     except ValueError as error:
         raise ConfigError(str(error)) from None

@@ -29,7 +29,7 @@ from bart_hk.checkpoint import files
 from bart_hk.checkpoint.huggingface import write_model
 from bart_hk.compilation import use_persistent_cache
 from bart_hk.tasks import Tree
-from bart_hk.training import optim, state
+from bart_hk.training import optim, state, tuning
 from bart_hk.training.config import GROUPS, ConfigError, TrainConfig, complete
 from bart_hk.training.loader import Loaded, Loader
 from bart_hk.training.log import RunLog, means
@@ -115,8 +115,15 @@ class Run:
         total = self._total_updates()
         self.rate = optim.schedule(config.lr_scheduler, config.optimization.lr, total)
         self.step = Step(
-            functools.partial(self.task.loss, self.bart),
-            optim.optimizer(config.optimizer, self.rate),
+            tuning.without_frozen(
+                config.tuning, functools.partial(self.task.loss, self.bart), params
+            ),
+            tuning.tuned(
+                config.tuning,
+                optim.optimizer(config.optimizer, self.rate),
+                params,
+                config.optimization.lr,
+            ),
             config.optimization.clip_norm,
             self.key,
             config.ema,
