@@ -1,0 +1,174 @@
+"""`bart-hk-evaluate MODEL DATA`: how good a model is on labelled data, and where it is wrong.
+
+With a classification or regression head the data are a table of texts and labels; without one, or
+with --texts, a table of sources and targets, for which the model writes texts. In OUTPUT it leaves
+metrics.json, predictions.jsonl, worst.jsonl and, of classes, confusion.png.
+
+    bart-hk-evaluate checkpoints dev.tsv
+    bart-hk-evaluate checkpoints GLUE/RTE/dev.tsv --glue rte
+    bart-hk-evaluate bart.large.cnn test.jsonl --preset cnn --output cnn
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bart_hk.checkpoint import files
+from bart_hk.cli import judging
+from bart_hk.cli.option_flags import add_option_flags
+from bart_hk.generation.options import GenerationOptions
+from bart_hk.generation.presets import PRESETS
+from bart_hk.hub import BARTHubInterface, load
+from bart_hk.tasks import text_metrics
+from bart_hk.tasks.bootstrap import intervals
+from bart_hk.tasks.glue import GLUE, glue_task
+
+# The seed is the bootstrap's; the rest asks for more than one text, or for more than a flag.
+_LEFT_OUT = ("seed", "nbest", "print_alignment", "lm_weight", "constraints")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parts = (__doc__ or "").split("\n\n")
+    parser = argparse.ArgumentParser(
+        "bart-hk-evaluate",
+        description=f"{parts[0].partition(': ')[2]}\n\n{parts[1]}",
+        epilog=f"examples:\n\n{parts[2]}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", help="what bart_hk.load takes: a folder, file, name, address")
+    parser.add_argument("data", type=Path, help="a .tsv, .csv or .jsonl file, .gz or .xz or plain")
+    parser.add_argument("-o", "--output", type=Path, help="a folder (default: evaluation-DATA)")
+    parser.add_argument("--samples", type=int, default=1000, help="of the bootstrap; 0: none")
+    parser.add_argument("--seed", type=int, default=1, help="of the bootstrap (default 1)")
+    parser.add_argument("--worst", type=int, default=20, metavar="N", help="rows in worst.jsonl")
+    parser.add_argument("--no-plot", action="store_true", help="no confusion.png")
+    parser.add_argument("--dtype", default="float32", help="of the computation")
+    heads = parser.add_argument_group("heads")
+    heads.add_argument("--head", help="its name; may be left out where there is one")
+    heads.add_argument("--glue", metavar="TASK", help=f"an official file of {', '.join(GLUE)}")
+    heads.add_argument("--text-columns", nargs="+", metavar="NAME", help="one or two")
+    heads.add_argument("--label-column", metavar="NAME")
+    heads.add_argument("--labels", nargs="+", help="names of the head's classes, in its order")
+    heads.add_argument("--label-separator", default=",", help="of several labels of a row")
+    texts = parser.add_argument_group("texts")
+    texts.add_argument("--texts", action="store_true", help="write texts, though there is a head")
+    texts.add_argument("--source-column", metavar="NAME")
+    texts.add_argument("--target-column", metavar="NAME")
+    texts.add_argument(
+        "--metrics", nargs="+", choices=text_metrics.NAMES, default=list(text_metrics.NAMES)
+    )
+    texts.add_argument("--preset", choices=PRESETS, help="a paper's options")
+    add_option_flags(parser.add_argument_group("search"), leave_out=_LEFT_OUT)
+    return parser
+
+
+def evaluate(arguments: argparse.Namespace) -> list[str]:
+    """Judges and writes; gives the lines to print.
+
+    Raises:
+        ValueError, OSError, ImportError: something given is wrong, or cannot be read or written.
+    """
+    for name in ("samples", "worst"):
+        if getattr(arguments, name) < 0:
+            raise ValueError(f"--{name} {getattr(arguments, name)} must not be negative")
+    glue = glue_task(arguments.glue) if arguments.glue else None
+    output = arguments.output or Path(f"evaluation-{arguments.data.name.partition('.')[0]}")
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output} is a file; name a folder")
+    options = _options(arguments)
+    if not arguments.data.is_file():
+        raise ValueError(f"{arguments.data} does not exist")
+    bart = load(arguments.model, dtype=arguments.dtype)
+    head = _head(bart, arguments)
+    if head is None:
+        judged = judging.judge_texts(
+            bart,
+            arguments.data,
+            options,
+            arguments.metrics,
+            source_column=arguments.source_column,
+            target_column=arguments.target_column,
+        )
+    else:
+        judged = judging.judge_head(
+            bart,
+            head,
+            arguments.data,
+            text_columns=arguments.text_columns,
+            label_column=arguments.label_column,
+            labels=arguments.labels,
+            label_separator=arguments.label_separator,
+            glue=glue,
+        )
+    found = judged.metrics(np.arange(judged.rows))
+    ends = intervals(judged.metrics, judged.rows, arguments.samples, seed=arguments.seed)
+    figure = None
+    if judged.confusion is not None and not arguments.no_plot:
+        figure = judging.confusion_figure(judged.confusion, judged.labels)
+    about: dict[str, Any] = {
+        "model": arguments.model,
+        "data": str(arguments.data),
+        "rows": judged.rows,
+        "metrics": {
+            name: {"value": value, **dict(zip(("low", "high"), ends.get(name, ()), strict=False))}
+            for name, value in found.items()
+        },
+        "notes": judged.headline,
+    }
+    if judged.confusion is not None:
+        about["labels"] = list(judged.labels)
+        about["confusion"] = judged.confusion.tolist()
+    with files.replacing(output) as staging:
+        files.write_json(staging / "metrics.json", about)
+        judging.write_lines(staging / "predictions.jsonl", judged.records)
+        judging.write_lines(staging / "worst.jsonl", judging.worst(judged, arguments.worst))
+        if figure is not None:
+            figure.savefig(staging / "confusion.png", dpi=110)
+    width = max(map(len, found))
+    lines = [f"{judged.rows} rows of {arguments.data}"]
+    for name, value in found.items():
+        between = f"   95 % of {arguments.samples} resamplings: " if name in ends else ""
+        bounds = "{:.2f} to {:.2f}".format(*ends[name]) if name in ends else ""
+        lines.append(f"{name:{width}}  {value:6.2f}{between}{bounds}")
+    return [*lines, *judged.headline, f"written to {output}"]
+
+
+def _head(bart: BARTHubInterface, arguments: argparse.Namespace) -> str | None:
+    """The head to judge, or None for texts."""
+    if arguments.texts:
+        if arguments.head:
+            raise ValueError("--texts and --head exclude each other")
+        return None
+    return judging.head_name(bart, arguments.head, ", or --texts")
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    names = GenerationOptions.__dataclass_fields__
+    given = {name: value for name, value in vars(arguments).items() if name in names}
+    given.pop("seed", None)  # the bootstrap's
+    options = {**PRESETS.get(arguments.preset or "", {}), **given}
+    GenerationOptions.from_kwargs(**options)  # are well
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; gives its exit code: 0, or 2 with one line on standard error."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(format="%(message)s")
+    try:
+        lines = evaluate(arguments)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        text = error.args[0] if isinstance(error, KeyError) else str(error)
+        print(f"bart-hk-evaluate: error: {' '.join(str(text).split())}", file=sys.stderr)
+        return 2
+    print("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

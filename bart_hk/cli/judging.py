@@ -1,0 +1,326 @@
+"""What `bart-hk-evaluate` finds out: predictions of rows, metrics of them, the worst of them.
+
+Shapes: N rows, C classes.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bart_hk.data.readers import DataError, Examples, read_examples
+from bart_hk.hub import BARTHubInterface
+from bart_hk.tasks import metrics
+from bart_hk.tasks.glue import GlueTask
+from bart_hk.tasks.pairs import Pairs, PairsConfig, read_table_of_pairs
+from bart_hk.tasks.text_metrics import TextMetrics
+
+
+@dataclass
+class Judged:
+    """A model's answers to the rows of a file.
+
+    Attributes:
+        records: of each row, for the file of predictions.
+        badness: float [N], by which the worst rows are the worst; NaN for those that are right.
+        metrics: of row numbers.
+        headline: lines for people, beside the metrics.
+        confusion: counts [C, C], rows the true classes, with `labels`; None where there are none.
+    """
+
+    records: list[dict[str, Any]]
+    badness: np.ndarray
+    metrics: Callable[[np.ndarray], dict[str, float]]
+    headline: list[str]
+    confusion: np.ndarray | None = None
+    labels: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        return len(self.records)
+
+
+def head_name(bart: BARTHubInterface, asked: str | None, otherwise: str = "") -> str | None:
+    """The head that is asked for, or the only one; None where there is none.
+
+    Raises:
+        ValueError: there is no such head, or there are several; `otherwise` is what else may be
+            said.
+    """
+    known = ", ".join(sorted(bart.heads)) or "none"
+    if asked is not None and asked not in bart.heads:
+        raise ValueError(f"there is no head {asked!r}; there are: {known}")
+    if asked is None and len(bart.heads) > 1:
+        raise ValueError(f"say which head with --head{otherwise}; there are: {known}")
+    return asked or next(iter(bart.heads), None)
+
+
+# --- Heads ----------------------------------------------------------------------------------------
+
+
+def judge_head(
+    bart: BARTHubInterface,
+    name: str,
+    path: Path,
+    *,
+    text_columns: Sequence[str] | None = None,
+    label_column: str | None = None,
+    labels: Sequence[str] | None = None,
+    label_separator: str = ",",
+    glue: GlueTask | None = None,
+) -> Judged:
+    """Of a classification or regression head, on a table with texts and labels.
+
+    Args:
+        labels: names of the head's outputs, where the model does not have them.
+        glue: reads the official file of a GLUE task.
+
+    Raises:
+        DataError: the file is not as it should be, or has labels that the head does not.
+    """
+    head = bart.heads[name]
+    examples = read_examples(
+        path,
+        text_columns or (glue.text_columns if glue else None),
+        label_column or (glue.label_column if glue else None),
+        header=glue.header if glue else None,
+        skip_malformed=glue is not None and glue.skip_malformed,
+        empty_texts=glue is not None,
+        empty_labels=head.multi_label,
+    )
+    rows = bart.encode(list(examples.texts), truncate=True)
+    if head.regression:
+        return _values(examples, np.asarray(bart.predict(name, rows))[:, 0], glue)
+    names = tuple(labels or head.labels or map(str, range(head.module.num_classes)))
+    if len(names) != head.module.num_classes:
+        raise DataError(
+            f"--labels names {len(names)} classes, and the head {name!r} has "
+            f"{head.module.num_classes}"
+        )
+    probabilities = np.exp(np.asarray(bart.predict(name, rows), np.float64))
+    if head.multi_label:
+        return _label_sets(examples, probabilities, names, label_separator)
+    return _classes(examples, probabilities, names)
+
+
+def _known(examples: Examples, row: int, label: str, names: Sequence[str]) -> int:
+    if label not in names:
+        raise DataError(
+            f"{examples.where(row)}: label {label!r} is not one of the head's: {', '.join(names)} "
+            "(--labels gives them other names, in this order)"
+        )
+    return list(names).index(label)
+
+
+def _records(examples: Examples) -> list[dict[str, Any]]:
+    return [
+        {"line": line, **dict(zip(examples.text_columns, texts, strict=True)), "label": label}
+        for line, texts, label in zip(examples.lines, examples.texts, examples.labels, strict=True)
+    ]
+
+
+def _classes(examples: Examples, probabilities: np.ndarray, names: tuple[str, ...]) -> Judged:
+    labels = enumerate(examples.labels)
+    targets = np.array([_known(examples, i, label, names) for i, label in labels], np.int64)
+    predicted, count = probabilities.argmax(1), len(names)
+    records = _records(examples)
+    for record, row in zip(records, probabilities, strict=True):
+        record["prediction"] = names[int(row.argmax())]
+        record["probabilities"] = {n: round(float(p), 6) for n, p in zip(names, row, strict=True)}
+    of_target = probabilities[np.arange(len(targets)), targets]
+    confusion = np.bincount(targets * count + predicted, minlength=count * count)
+    share = np.bincount(targets, minlength=count).max() / len(targets)
+    return Judged(
+        records,
+        np.where(predicted == targets, np.nan, 1 - of_target),
+        lambda rows: metrics.of_classes(predicted[rows], targets[rows], count),
+        [f"the most frequent label would be right in {100 * share:.1f} %"],
+        confusion.reshape(count, count),
+        names,
+    )
+
+
+def _label_sets(
+    examples: Examples, probabilities: np.ndarray, names: tuple[str, ...], separator: str
+) -> Judged:
+    targets = np.zeros(probabilities.shape, bool)
+    for i, text in enumerate(examples.labels):
+        for label in filter(None, (part.strip() for part in text.split(separator))):
+            targets[i, _known(examples, i, label, names)] = True
+    predicted = probabilities > 0.5
+    records = _records(examples)
+    for record, row in zip(records, probabilities, strict=True):
+        record["prediction"] = [n for n, p in zip(names, row, strict=True) if p > 0.5]
+        record["probabilities"] = {n: round(float(p), 6) for n, p in zip(names, row, strict=True)}
+    wrong = np.where(predicted != targets, np.abs(probabilities - targets), 0).sum(1)
+    return Judged(
+        records,
+        np.where(wrong > 0, wrong, np.nan),
+        lambda rows: metrics.of_label_sets(predicted[rows], targets[rows]),
+        [],
+    )
+
+
+def _values(examples: Examples, predicted: np.ndarray, glue: GlueTask | None) -> Judged:
+    divisor = glue.divisor if glue else 1.0
+    targets = np.empty(len(examples))
+    for i, label in enumerate(examples.labels):
+        try:
+            targets[i] = float(label) / divisor
+        except ValueError:
+            raise DataError(
+                f"{examples.where(i)}: label {label!r} is not a number, which this regression head "
+                "gives"
+            ) from None
+    records = _records(examples)
+    for record, value in zip(records, predicted, strict=True):
+        record["prediction"] = round(float(value) * divisor, 6)
+    predicted = predicted.astype(np.float64)
+    errors = np.abs(predicted - targets)
+
+    def found(rows: np.ndarray) -> dict[str, float]:
+        squares = float(np.mean(errors[rows] ** 2)) * divisor**2
+        return metrics.of_values(predicted[rows], targets[rows]) | {"mean squared error": squares}
+
+    return Judged(records, np.where(errors > 0, errors, np.nan), found, [])
+
+
+# --- Texts ----------------------------------------------------------------------------------------
+
+
+def judge_texts(
+    bart: BARTHubInterface,
+    path: Path,
+    options: Mapping[str, Any],
+    names: Sequence[str],
+    *,
+    source_column: str | None = None,
+    target_column: str | None = None,
+) -> Judged:
+    """Of what the model writes for sources, compared with their targets.
+
+    Raises:
+        DataError: the file is not as it should be.
+        ImportError: a metric's package is not installed.
+    """
+    TextMetrics(names)  # what is missing is missed before the work is done
+    config = PairsConfig(source_column=source_column, target_column=target_column)
+    pairs = read_table_of_pairs(path, config)
+    sources, targets = _texts(pairs)
+    beam = int(options.get("beam", bart.extras.get("generation", {}).get("beam", 5)))
+    rest = {key: value for key, value in options.items() if key != "beam"}
+    written = [text or "" for text in bart.sample(sources, beam=beam, **rest)]
+    each: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
+    for i, (source, references) in enumerate(zip(sources, targets, strict=True)):
+        one = TextMetrics(names)
+        one.add(written[i], *references)
+        each.append(one.state)
+        records.append(
+            {
+                "line": pairs.lines[i],
+                "source": source,
+                "target": references[0] if len(references) == 1 else list(references),
+                "prediction": written[i],
+                **{name: round(value, 2) for name, value in one.results().items()},
+            }
+        )
+    table = {key: np.array([state[key] for state in each]) for key in each[0]}
+
+    def found(rows: np.ndarray) -> dict[str, float]:
+        sums = {key: values[rows].sum(0) for key, values in table.items()}
+        state = {key: value.tolist() for key, value in sums.items()}
+        return TextMetrics(names, state).results()
+
+    order = "rougeL" if "rouge" in names else "bleu"
+    badness = np.array([100 - record[order] for record in records])
+    headline = _about_metrics(names, [len(references) for references in targets])
+    headline += _warnings(written, [references[0] for references in targets])
+    return Judged(records, np.where(badness > 0, badness, np.nan), found, headline)
+
+
+def _texts(pairs: Pairs) -> tuple[list[str], list[Sequence[str]]]:
+    sources: Any = pairs.sources
+    targets: Any = pairs.targets
+    return list(sources), list(targets)
+
+
+def _about_metrics(names: Sequence[str], references: Sequence[int]) -> list[str]:
+    """sacrebleu's signature, and what was done for ROUGE."""
+    lines = []
+    if "bleu" in names:
+        import sacrebleu
+
+        count = references[0] if len(set(references)) == 1 else "var"
+        version = sacrebleu.__version__
+        lines.append(f"BLEU: nrefs:{count}|case:mixed|eff:no|tok:13a|smooth:exp|version:{version}")
+    if "rouge" in names:
+        lines.append(
+            "ROUGE: rouge-score, F1, stemmed, without sentence splits; the BART papers used "
+            "files2rouge on tokenised text, which gives slightly other numbers"
+        )
+    return lines
+
+
+def _warnings(predictions: Sequence[str], references: Sequence[str]) -> list[str]:
+    """Where one side is tokenised (`a film .`) and the other is not, numbers mean little."""
+    shares = [
+        float(np.mean([any(f" {mark}" in text for mark in ".,!?") for text in texts]))
+        for texts in (predictions, references)
+    ]
+    if abs(shares[0] - shares[1]) > 0.5:
+        which = "predictions" if shares[0] > shares[1] else "references"
+        return [
+            f"warning: the {which} look tokenised (a space before a full stop) and the others do "
+            "not: BLEU is not comparable with published numbers"
+        ]
+    return []
+
+
+# --- Files ----------------------------------------------------------------------------------------
+
+
+def write_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """JSON lines."""
+    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def worst(judged: Judged, count: int) -> list[dict[str, Any]]:
+    """The rows that are furthest from right, the worst first."""
+    order = np.argsort(-np.nan_to_num(judged.badness, nan=-np.inf), kind="stable")
+    return [judged.records[i] for i in order if not np.isnan(judged.badness[i])][:count]
+
+
+def confusion_figure(counts: np.ndarray, labels: Sequence[str]) -> Any:
+    """The matplotlib figure of a confusion matrix: shares of each true class, with the counts.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError(
+            "the confusion matrix needs matplotlib: pip install 'bart_hk[train]', or --no-plot"
+        ) from None
+    size = max(3.5, 0.6 * len(labels) + 2)
+    figure = Figure(figsize=(size, size), layout="constrained")
+    axes = figure.add_subplot()
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    places = range(len(labels))
+    axes.set_xticks(places, labels, rotation=45, ha="right")
+    axes.set_yticks(places, labels)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if len(labels) <= 30:
+        for true in places:
+            for predicted in places:
+                color = "white" if shares[true, predicted] > 0.5 else "black"
+                text = str(int(counts[true, predicted]))
+                axes.text(predicted, true, text, ha="center", va="center", color=color)
+    return figure

@@ -1,0 +1,146 @@
+"""`bart-hk-predict MODEL`: the classes or values of the texts on standard input, one on every line.
+
+A pair stands on one line with a tab between. A line of output has the label and its probability, or
+the value; with --json an object. With --labels a head that tells entailment (bart.large.mnli's)
+ranks those. Lines are answered as they come.
+
+    echo "a fine film" | bart-hk-predict checkpoints
+    bart-hk-predict bart.large.mnli --labels sport politics < news.txt
+"""
+
+import argparse
+import itertools
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
+
+import numpy as np
+
+from bart_hk.cli.judging import head_name
+from bart_hk.hub import BARTHubInterface, load
+from bart_hk.hub.zero_shot import HYPOTHESIS, hypotheses
+
+_WINDOW = 256  # lines at once, unless somebody types them
+
+
+def _parser() -> argparse.ArgumentParser:
+    parts = (__doc__ or "").split("\n\n")
+    parser = argparse.ArgumentParser(
+        "bart-hk-predict",
+        description=f"{parts[0].partition(': ')[2]}\n\n{parts[1]}",
+        epilog=f"examples:\n\n{parts[2]}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", help="what bart_hk.load takes: a folder, file, name, address")
+    parser.add_argument("--head", help="its name; may be left out where there is one")
+    parser.add_argument("--labels", nargs="+", help="classes that nothing was trained for")
+    parser.add_argument("--hypothesis-template", default=HYPOTHESIS, help="default: %(default)s")
+    parser.add_argument("--multi-label", action="store_true", help="any of --labels may hold")
+    parser.add_argument("--json", action="store_true", help="objects, with every probability")
+    parser.add_argument("--dtype", default="float32", help="of the computation")
+    parser.add_argument("--buffer-size", type=int, help="lines that are read before an answer")
+    return parser
+
+
+def answers(
+    bart: BARTHubInterface, texts: Sequence[str], arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Of each line the "label" and "probability", or "value"; with all "probabilities"."""
+    items: list[Any] = [tuple(text.split("\t")) if "\t" in text else text for text in texts]
+    if arguments.labels:
+        ranked = bart.classify(
+            list(texts),
+            arguments.head,
+            labels=arguments.labels,
+            hypothesis_template=arguments.hypothesis_template,
+            multi_label=arguments.multi_label,
+        )
+        return [_named(pairs) for pairs in ranked]
+    head = bart.heads[arguments.head]
+    found = bart.predict(arguments.head, bart.encode(items, truncate=True))
+    if head.regression:
+        return [{"value": float(row[0])} for row in found]
+    labels = head.labels or [str(i) for i in range(head.module.num_classes)]
+    of_rows = ((float(p) for p in row) for row in np.exp(np.asarray(found, np.float64)))
+    return [_named(sorted(zip(labels, row, strict=True), key=_worse)) for row in of_rows]
+
+
+def _worse(pair: tuple[str, float]) -> float:
+    return -pair[1]
+
+
+def _named(ranked: Sequence[tuple[str, float]]) -> dict[str, Any]:
+    label, probability = ranked[0]
+    return {"label": label, "probability": probability, "probabilities": dict(ranked)}
+
+
+def run(arguments: argparse.Namespace, lines: IO[bytes], out: IO[str]) -> None:
+    """Answers every line.
+
+    Raises:
+        ValueError, KeyError, OSError: the model, the head or a line is not as it should be.
+    """
+    if arguments.labels:
+        hypotheses(arguments.labels, arguments.hypothesis_template)  # before anything is loaded
+    elif arguments.multi_label or arguments.hypothesis_template != HYPOTHESIS:
+        raise ValueError("--multi-label and --hypothesis-template are for --labels")
+    if arguments.buffer_size is not None and arguments.buffer_size < 1:
+        raise ValueError(f"--buffer-size {arguments.buffer_size} must be at least 1")
+    bart = load(arguments.model, dtype=arguments.dtype)
+    if not bart.heads:
+        raise ValueError(
+            f"{arguments.model} has no classification head; bart-hk-train makes one, and "
+            "bart-hk-generate writes texts"
+        )
+    arguments.head = head_name(bart, arguments.head)
+    size = arguments.buffer_size or (1 if sys.stdin.isatty() else _WINDOW)
+    for window in _windows(_texts(lines), size):
+        for answer in answers(bart, window, arguments):
+            out.write(_line(answer, arguments.json))
+        out.flush()
+
+
+def _texts(lines: IO[bytes]) -> Iterator[str]:
+    for number, line in enumerate(lines, 1):
+        try:
+            text = line.rstrip(b"\r\n").decode()
+        except UnicodeDecodeError:
+            raise ValueError(f"standard input, line {number}: not UTF-8") from None
+        if not text.strip():
+            raise ValueError(f"standard input, line {number} is empty; every line is a text")
+        yield text
+
+
+def _windows(texts: Iterator[str], size: int) -> Iterator[list[str]]:
+    while window := list(itertools.islice(texts, size)):
+        yield window
+
+
+def _line(answer: dict[str, Any], as_json: bool) -> str:
+    if as_json:
+        return json.dumps(answer, ensure_ascii=False) + "\n"
+    if "value" in answer:
+        return f"{answer['value']:.6g}\n"
+    return f"{answer['label']}\t{answer['probability']:.4f}\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; gives its exit code: 0, or 2 with one line on standard error."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(format="%(message)s")
+    try:
+        run(arguments, sys.stdin.buffer, sys.stdout)
+    except BrokenPipeError:
+        sys.stderr.close()  # nobody reads on
+        return 0
+    except (OSError, ValueError, KeyError) as error:
+        text = error.args[0] if isinstance(error, KeyError) else str(error)
+        print(f"bart-hk-predict: error: {' '.join(str(text).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,261 @@
+"""`bart-hk-evaluate` and `bart-hk-predict` on a small model with heads."""
+
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+
+import bart_hk
+from bart_hk.cli import evaluate, predict
+from bart_hk.config import BARTConfig
+from bart_hk.hub import BARTHubInterface
+from bart_hk.text import train_bpe
+from tests.parameters import random_params
+
+WORDS = "good bad fine film plot the a of actor scene awful".split()
+ENCODER = train_bpe([" ".join(WORDS)] * 2, 300)
+CONFIG = BARTConfig(
+    vocab_size=len(ENCODER.dictionary),
+    encoder_embed_dim=16,
+    encoder_ffn_embed_dim=16,
+    decoder_ffn_embed_dim=16,
+    encoder_layers=1,
+    decoder_layers=1,
+    encoder_attention_heads=2,
+    decoder_attention_heads=2,
+    max_source_positions=32,
+    max_target_positions=32,
+)
+
+
+def texts(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, rng.integers(1, 7))) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A folder with a head of three classes, one of several labels and a regression."""
+    folder = tmp_path_factory.mktemp("model") / "model"
+    bart = BARTHubInterface(CONFIG, random_params(CONFIG, 0.3), ENCODER)
+    for name, classes, regression in (
+        ("mood", ["bad", "good", "mixed"], False),
+        ("tags", ["bad", "good", "mixed"], False),
+        ("stars", None, True),
+    ):
+        bart.register_classification_head(name, labels=classes, regression=regression)
+        head = bart.heads[name]
+        head.params["out_proj"]["w"] = head.params["out_proj"]["w"] * 30
+    bart.heads["tags"].multi_label = True
+    bart.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bart(model):
+    return bart_hk.load(model)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(capsys, *arguments):
+    code = evaluate.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    return captured.out
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_classes(model, bart, here, capsys):
+    rows = texts(60)
+    labels = [str(x) for x in np.random.default_rng(1).choice(["bad", "good", "mixed"], 60)]
+    lines = "".join(f"{text}\t{label}\n" for text, label in zip(rows, labels, strict=True))
+    (here / "dev.tsv").write_text("text\tlabel\n" + lines)
+    out = run(capsys, model, here / "dev.tsv", "--head", "mood", "--samples", 200, "--worst", 5)
+    answers = bart.classify(rows, head="mood")
+    predicted = [label for label, _ in answers]
+    assert len(set(predicted)) > 1
+    about = json.loads((here / "evaluation-dev" / "metrics.json").read_text())
+    found = {name: entry["value"] for name, entry in about["metrics"].items()}
+    pairs = list(zip(labels, predicted, strict=True))
+    assert found["accuracy"] == pytest.approx(100 * sum(a == b for a, b in pairs) / 60)
+    each = [
+        2 * pairs.count((name, name)) / (labels.count(name) + predicted.count(name))
+        for name in ("bad", "good", "mixed")
+    ]
+    assert found["f1"] == pytest.approx(100 * sum(each) / 3)
+    assert -100 < found["mcc"] < 100
+    for entry in about["metrics"].values():
+        assert entry["low"] < entry["value"] < entry["high"]
+    assert np.sum(about["confusion"]) == 60 and about["labels"] == ["bad", "good", "mixed"]
+    assert np.trace(about["confusion"]) == sum(
+        a == b for a, b in zip(labels, predicted, strict=True)
+    )
+    assert f"accuracy    {found['accuracy']:6.2f}" in out and "60 rows of" in out
+    records = read(here / "evaluation-dev" / "predictions.jsonl")
+    assert [record["prediction"] for record in records] == predicted
+    assert [record["label"] for record in records] == labels
+    assert records[3]["line"] == 5 and sum(records[3]["probabilities"].values()) == pytest.approx(1)
+    worst = read(here / "evaluation-dev" / "worst.jsonl")
+    assert len(worst) == 5 and all(record["prediction"] != record["label"] for record in worst)
+    of_label = [record["probabilities"][record["label"]] for record in worst]
+    assert of_label == sorted(of_label)
+    png = (here / "evaluation-dev" / "confusion.png").read_bytes()
+    assert png.startswith(b"\x89PNG") and len(png) > 2000
+    # Other names for the classes, no plot, another folder, no intervals.
+    (here / "dev.tsv").write_text("text\tlabel\nfine film\tx\na plot\ty\n")
+    arguments = ("--labels", "x", "y", "z", "--no-plot", "--output", here / "o", "--samples", 0)
+    run(capsys, model, here / "dev.tsv", "--head", "mood", *arguments)
+    assert sorted(p.name for p in (here / "o").iterdir()) == [
+        *("metrics.json", "predictions.jsonl", "worst.jsonl")
+    ]
+
+
+def test_numbers_and_several_labels(model, bart, here, capsys):
+    rows = texts(30)
+    values = np.asarray(bart.predict("stars", bart.encode(rows)))[:, 0]
+    table = (
+        "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n"
+    )
+    pairs = bart.encode([(row, "film") for row in rows])
+    fifths = np.asarray(bart.predict("stars", pairs))[:, 0] * 5 + 0.25
+    for i, (row, value) in enumerate(zip(rows, fifths, strict=True)):
+        table += f"{i}\tg\tf\t2012\t{i}\tn\tn\t{row}\tfilm\t{value}\n"
+    (here / "dev.tsv").write_text(table)
+    out = run(capsys, model, here / "dev.tsv", "--head", "stars", "--glue", "stsb", "--samples", 50)
+    assert "pearson" in out
+    about = json.loads((here / "evaluation-dev/metrics.json").read_text())["metrics"]
+    assert about["pearson"]["value"] == pytest.approx(100, abs=1e-2)
+    assert about["mean squared error"]["value"] == pytest.approx(0.0625, rel=1e-3)
+    assert values.std() > 0
+
+    probabilities = np.exp(np.asarray(bart.predict("tags", bart.encode(rows))))
+    names = np.array(["bad", "good", "mixed"])
+    lines = "".join(
+        f"{row}\t{','.join(names[p > 0.5])}\n" for row, p in zip(rows, probabilities, strict=True)
+    )
+    (here / "tags.tsv").write_text("text\tlabel\n" + lines)
+    run(capsys, model, here / "tags.tsv", "--head", "tags", "--samples", 10)
+    about = json.loads((here / "evaluation-tags/metrics.json").read_text())["metrics"]
+    assert about["accuracy"]["value"] == about["micro_f1"]["value"] == 100
+    assert read(here / "evaluation-tags/worst.jsonl") == []
+
+
+def test_texts(model, bart, here, capsys):
+    sources = texts(8)
+    written = bart.sample(sources, beam=2, max_len_b=6)
+    records = [
+        {"source": s, "target": [w or "x", "other"]} for s, w in zip(sources, written, strict=True)
+    ]
+    records[0]["target"] = ["nothing like it ."]
+    (here / "test.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    options = ("--beam", 2, "--max-len-b", 6, "--samples", 100)
+    out = run(capsys, model, here / "test.jsonl", "--texts", *options)
+    assert "nrefs:var|case:mixed|eff:no|tok:13a|smooth:exp|version:" in out
+    assert "files2rouge" in out
+    found = read(here / "evaluation-test" / "predictions.jsonl")
+    assert [record["prediction"] for record in found] == written
+    about = json.loads((here / "evaluation-test" / "metrics.json").read_text())["metrics"]
+    assert set(about) == {"bleu", "rouge1", "rouge2", "rougeL"}
+    from sacrebleu.metrics import BLEU
+
+    references = [[r["target"][0] for r in records], [(r["target"] + [None])[1] for r in records]]
+    assert about["bleu"]["value"] == pytest.approx(BLEU().corpus_score(written, references).score)
+    assert about["rouge1"]["low"] <= about["rouge1"]["value"] <= about["rouge1"]["high"]
+    assert read(here / "evaluation-test" / "worst.jsonl")[0]["source"] == sources[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("none.tsv",), "none.tsv does not exist"),
+        (("dev.tsv",), "say which head with --head, or --texts; there are: mood, stars, tags"),
+        (("dev.tsv", "--head", "modo"), "there is no head 'modo'; there are: mood, stars, tags"),
+        (("dev.tsv", "--head", "mood", "--texts"), "--texts and --head exclude each other"),
+        (
+            ("dev.tsv", "--head", "mood"),
+            "dev.tsv, line 3: label 'bda' is not one of the head's: bad",
+        ),
+        (
+            ("dev.tsv", "--head", "stars"),
+            "line 2: label 'good' is not a number, which this regress",
+        ),
+        (
+            ("dev.tsv", "--head", "mood", "--labels", "a"),
+            "--labels names 1 classes, and the head 'm",
+        ),
+        (("dev.tsv", "--head", "mood", "--label-column", "lable"), "no column 'lable'"),
+        (("dev.tsv", "--texts"), "name the one with the targets in task.target_column"),
+        (("dev.tsv", "--glue", "sst3"), "glue=sst3 is not one of cola"),
+        (("dev.tsv", "--samples", "-1"), "--samples -1 must not be negative"),
+        (("dev.tsv", "--texts", "--beam", "0"), "beam must be at least 1"),
+    ],
+)
+def test_errors_take_one_line(model, here, capsys, arguments, message):
+    (here / "dev.tsv").write_text("text\tlabel\ngood film\tgood\nbad film\tbda\n")
+    assert evaluate.main([str(model), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert error.startswith("bart-hk-evaluate: error: ")
+
+
+def feed(monkeypatch, data):
+    class Input:
+        buffer = io.BytesIO(data)
+
+        @staticmethod
+        def isatty():
+            return False
+
+    monkeypatch.setattr(sys, "stdin", Input())
+
+
+def test_predict(model, bart, monkeypatch, capsys):
+    lines = [*texts(5), "good film\ta plot"]
+    data = "".join(line + "\n" for line in lines).encode()
+    inputs = [*lines[:5], ("good film", "a plot")]
+    feed(monkeypatch, data)
+    assert predict.main([str(model), "--head", "mood", "--buffer-size", "4"]) == 0
+    expected = bart.classify(inputs, head="mood")
+    out = capsys.readouterr().out.splitlines()
+    assert out == [f"{label}\t{p:.4f}" for label, p in expected]
+    feed(monkeypatch, data)
+    assert predict.main([str(model), "--head", "stars"]) == 0
+    values = np.asarray(bart.predict("stars", bart.encode(inputs)))[:, 0]
+    np.testing.assert_allclose([float(x) for x in capsys.readouterr().out.split()], values, 1e-4)
+    feed(monkeypatch, data[: data.index(b"good film\ta")])
+    arguments = ["--head", "mood", "--labels", "film", "plot", "--json"]
+    assert predict.main([str(model), *arguments]) == 0
+    ranked = bart.classify(lines[:5], head="mood", labels=["film", "plot"])
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [list(answer["probabilities"].items()) for answer in found] == [
+        [(label, pytest.approx(p, rel=1e-4)) for label, p in pairs] for pairs in ranked
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "data", "message"),
+    [
+        (("--head", "mood"), b"a\n\n", "standard input, line 2 is empty"),
+        (("--head", "mood"), b"\xff\n", "standard input, line 1: not UTF-8"),
+        (("--head", "modo"), b"a\n", "there is no head 'modo'"),
+        ((), b"a\n", "say which head"),
+        (("--multi-label",), b"a\n", "--multi-label and --hypothesis-template are for --labels"),
+        (("--labels", "a", "a"), b"a\n", "labels has 'a' twice"),
+        (("--head", "mood", "--buffer-size", "0"), b"a\n", "--buffer-size 0 must be at least 1"),
+    ],
+)
+def test_predict_errors(model, monkeypatch, capsys, arguments, data, message):
+    feed(monkeypatch, data)
+    assert predict.main([str(model), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
