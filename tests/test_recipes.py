@@ -1,0 +1,106 @@
+"""The published recipes are the published tables, and every experiment is a whole configuration."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from bart_hk.cli.train import register
+from bart_hk.tasks.glue import GLUE
+from bart_hk.training.config import complete
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+NAMES = sorted(
+    path.relative_to(CONF / "experiment").with_suffix("").as_posix()
+    for path in (CONF / "experiment").rglob("*.yaml")
+)
+
+
+def composed(name: str):
+    register()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        config = compose("config", overrides=[f"experiment={name}"])
+    return complete(OmegaConf.create(OmegaConf.to_container(config, resolve=True)))
+
+
+# fairseq examples/bart/README.glue.md: classes, lr, sentences of an update, updates, warm-up.
+PUBLISHED = {
+    "mnli": (3, 5e-6, 128, 30968, 1858),
+    "qnli": (2, 1e-5, 32, 33112, 1986),
+    "qqp": (2, 1e-5, 32, 113272, 6796),
+    "rte": (2, 1e-5, 32, 1018, 61),
+    "sst2": (2, 5e-6, 128, 5233, 314),
+    "mrpc": (2, 2e-5, 64, 1148, 68),
+    "cola": (2, 2e-5, 64, 1334, 80),
+    "stsb": (1, 2e-5, 32, 1799, 107),
+}
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_glue_is_as_published(name):
+    classes, lr, sentences, updates, warmup = PUBLISHED[name]
+    config = composed(f"glue/{name}")
+    assert max(len(GLUE[name].labels), 1) == classes and config.task.glue == name
+    assert config.optimization.lr == lr
+    assert config.dataset.batch_size * config.optimization.update_freq == sentences
+    assert config.dataset.max_tokens == 4400 and config.dataset.batch_size == 16
+    schedule = config.lr_scheduler
+    assert schedule._name == "polynomial_decay"
+    assert (schedule.total_num_update, schedule.warmup_updates) == (updates, warmup)
+    adam = config.optimizer
+    assert (adam.adam_betas, adam.adam_eps, adam.weight_decay) == ([0.9, 0.98], 1e-8, 0.01)
+    assert (config.model.dropout, config.model.attention_dropout) == (0.1, 0.1)
+    assert config.optimization.clip_norm == 0 and config.optimization.max_epoch == 10
+    checkpoint = config.checkpoint
+    assert checkpoint.restore_file == "bart.large"
+    best = "loss" if name == "stsb" else "accuracy"
+    assert checkpoint.best_checkpoint_metric == best
+    assert checkpoint.maximize_best_checkpoint_metric is (None if name == "stsb" else True)
+
+
+# README.summarization.md: updates, batches of 2048 tokens an update on each of 8 GPUs.
+@pytest.mark.parametrize(("name", "updates", "freq"), [("cnn_dm", 20000, 4), ("xsum", 15000, 2)])
+def test_summarisation_is_as_published(name, updates, freq):
+    config = composed(name)
+    task, criterion = config.task, config.criterion
+    assert task._name == "translation" and task.truncate_source and task.skip_invalid_size_inputs
+    assert criterion._name == "label_smoothed_cross_entropy" and criterion.label_smoothing == 0.1
+    assert config.optimization.lr == 3e-5 and config.optimization.clip_norm == 0.1
+    assert config.optimization.update_freq == 8 * freq and config.dataset.max_tokens == 2048
+    assert config.dataset.batch_size is None
+    assert config.lr_scheduler.total_num_update == config.optimization.max_update == updates
+    assert config.lr_scheduler.warmup_updates == 500
+    adam = config.optimizer
+    assert (adam.adam_betas, adam.adam_eps, adam.weight_decay) == ([0.9, 0.999], 1e-8, 0.01)
+    assert (config.model.dropout, config.model.attention_dropout) == (0.1, 0.1)
+    assert config.checkpoint.restore_file == "bart.large"
+    from bart_hk.generation.presets import PRESETS
+
+    assert task.generation == dict(PRESETS["cnn" if name == "cnn_dm" else "xsum"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_experiment_is_whole_and_says_what_to_expect(name):
+    config = composed(name)
+    assert config.task._name
+    comment = (CONF / "experiment" / f"{name}.yaml").read_text().partition("defaults:")[0]
+    if name.startswith(("glue/", "mini/")) or name in ("cnn_dm", "xsum", "mbart_enro", "squad"):
+        assert f"bart-hk-train experiment={name}" in comment
+        assert "Published: " in comment or "Expected: " in comment
+
+
+def test_mbart_is_as_published():
+    """fairseq examples/mbart/README.md."""
+    config = composed("mbart_enro")
+    task, adam, schedule = config.task, config.optimizer, config.lr_scheduler
+    assert task._name == "translation_from_pretrained_bart"
+    assert (task.source_lang, task.target_lang) == ("en_XX", "ro_RO")
+    assert config.criterion.label_smoothing == 0.2 and config.common.seed == 222
+    assert (adam.adam_betas, adam.adam_eps, adam.weight_decay) == ([0.9, 0.98], 1e-6, 0.0)
+    assert schedule._name == "polynomial_decay"
+    assert (schedule.total_num_update, schedule.warmup_updates) == (40000, 2500)
+    assert config.optimization.lr == 3e-5 and config.optimization.update_freq == 2
+    assert config.dataset.max_tokens == 1024 and config.dataset.batch_size is None
+    assert (config.model.dropout, config.model.attention_dropout) == (0.3, 0.1)
+    assert config.model.encoder_normalize_before and config.model.decoder_normalize_before
