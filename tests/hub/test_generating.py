@@ -212,7 +212,7 @@ def test_batches_can_be_bounded_for_one_call(shared):
     rows = shared.encode(TEXTS)
     found = shared.generate(rows, max_tokens=8, batch_size=1, **SHORT)
     assert [tokens(r) for r in found] == [tokens(r) for r in shared.generate(rows, **SHORT)]
-    with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="batch_size must be a whole number, at least 1, not 0"):
         shared.generate(rows, batch_size=0)
 
 
