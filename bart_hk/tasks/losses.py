@@ -186,7 +186,8 @@ def _cross_entropy(
 def _forward(logits: jax.Array, targets: jax.Array, mask: jax.Array, smoothing: float) -> Any:
     x = logits.astype(jnp.float32)
     logsumexp = jax.nn.logsumexp(x, axis=-1)
-    nll = logsumexp - jnp.sum(jnp.where(_is_target(x, targets), x, 0), axis=-1)
+    # Read, not summed over a row of zeros: XLA would write an array of the logits' size for that.
+    nll = logsumexp - jnp.take_along_axis(x, targets[..., None], axis=-1)[..., 0]
     loss = nll
     if smoothing:
         share = smoothing / (x.shape[-1] - 1)
