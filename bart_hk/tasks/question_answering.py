@@ -320,7 +320,7 @@ def _files(config: QuestionAnsweringConfig) -> tuple[Path, Path | None]:
         return Path(config.train), Path(config.valid) if config.valid else None
     found: list[Path | None] = []
     for names in (("train",), files.VALID_NAMES):
-        there = sorted(path for name in names for path in folder.glob(f"{name}*.json"))
+        there = sorted({path for name in names for path in folder.glob(f"{name}*.json")})
         if len(there) > 1:
             raise DataError(
                 f"task.data={folder} has {', '.join(path.name for path in there)}; choose with "
