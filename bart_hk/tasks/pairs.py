@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bart_hk.data.readers import FORMATS, DataError, read_lines, read_table
 from bart_hk.data.store import TokenStore
@@ -226,7 +227,7 @@ def read_table_of_pairs(path: Path, config: PairsConfig) -> Pairs:
     for row, record in enumerate(table.records):
         source, references = (_texts(record.fields[c], in_json) for c in columns)
         for name, texts in zip(names, (source, references), strict=True):
-            if not texts or not all(text.strip() for text in texts):
+            if not texts:
                 raise DataError(f"{table.where(row)}: {name!r} is empty; remove the line")
         sources.append(" ".join(source))
         targets.append(references)
@@ -237,12 +238,13 @@ def read_table_of_pairs(path: Path, config: PairsConfig) -> Pairs:
 
 
 def _texts(field: str, in_json: bool) -> list[str]:
-    """A field's text; of a JSON list its texts."""
+    """A field's text; of a JSON list its texts; without those that are empty."""
+    found: list[Any] = [field]
     if in_json and field.startswith("["):
         try:
-            found = json.loads(field)
-        except json.JSONDecodeError:
-            return [field]
-        if all(isinstance(text, str) for text in found):
-            return [text.strip() for text in found]
-    return [field]
+            listed = json.loads(field)
+        except json.JSONDecodeError:  # a text that begins so
+            listed = [field]
+        if all(isinstance(text, str) for text in listed):
+            found = [text.strip() for text in listed]
+    return [text for text in found if text.strip()]

@@ -151,7 +151,7 @@ def test_the_layouts_give_the_same_rows(tmp_path):
     table = make(tmp_path, valid=TABLE)
     for name in ("json", "text", "named", "stores"):
         (tmp_path / name).mkdir()
-    records = [{"article": a.split(" "), "summary": [b, "another"]} for a, b in rows]
+    records = [{"article": [*a.split(" "), " "], "summary": [b, "", "another"]} for a, b in rows]
     for split in ("train", "val"):
         lines = "".join(json.dumps(record) + "\n" for record in records)
         (tmp_path / "json" / f"{split}.jsonl").write_text(lines)
