@@ -1,6 +1,6 @@
 """Zero-shot classification by transformers' own pipeline, with a small model of random weights.
 
-`model.safetensors` are the weights, under transformers' names; `cases.json` holds the config, the
+`NAME.safetensors` are the weights, under transformers' names; `cases.json` holds the config, the
 tokenizer's files, what the pipeline was asked, and its labels and scores.
 """
 
@@ -46,7 +46,8 @@ POSITIONS = 48  # a text is longer with some hypotheses, and is cut
 
 def tokenizer(folder: str) -> tuple[BartTokenizer, dict[str, str]]:
     plain = ByteLevelBPETokenizer()
-    lines = [*TEXTS, "This example is sport. This text is about a very long name of a class, I think."]
+    asked = "This example is sport. This text is about a very long name of a class, I think."
+    lines = [*TEXTS, asked]
     plain.train_from_iterator(lines, vocab_size=420, min_frequency=1, special_tokens=SPECIAL)
     plain.save_model(folder)
     files = {name: (Path(folder) / name).read_text() for name in ("vocab.json", "merges.txt")}
