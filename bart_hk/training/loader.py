@@ -130,7 +130,7 @@ class Loader:
     ) -> Iterator[Loaded]:
         limit = self._config.worker_timeout
         for _ in range(count):
-            begun = time.monotonic()
+            begun, empty = time.monotonic(), ready.empty()
             try:
                 found = ready.get(timeout=limit)
             except queue.Empty:
@@ -143,7 +143,8 @@ class Loader:
                 ) from None
             if isinstance(found, BaseException):
                 raise found
-            found.waited = time.monotonic() - begun
+            if empty:  # else it was the processor that was waited for
+                found.waited = time.monotonic() - begun
             yield found
 
 
