@@ -5,7 +5,6 @@ head sees its features at the last `</s>`. Shapes: B rows, S tokens, C classes.
 """
 
 import dataclasses
-import json
 import logging
 import math
 from collections.abc import Iterable, Sequence
@@ -24,6 +23,7 @@ from bart_hk.data.readers import DataError, Examples, read_examples
 from bart_hk.model import BART, ClassificationHead, Params, sentence_representation
 from bart_hk.tasks import Batch, TaskDefaults, TaskKind, files, losses, metrics
 from bart_hk.tasks.glue import GlueTask, glue_task
+from bart_hk.tasks.labels import label_names, number, separated
 from bart_hk.text import TextEncoder
 from bart_hk.text.framing import frame, truncate
 
@@ -118,6 +118,7 @@ class SentencePrediction(TaskDefaults):
         self, config: SentencePredictionConfig, criterion: SentencePredictionCriterionConfig
     ) -> None:
         glue = glue_task(config.glue) if config.glue else None
+        self._asked_order = bool(config.labels)
         if glue is not None:
             config, criterion = _as_glue(glue, config, criterion)
         self.config, self.criterion = config, criterion
@@ -132,7 +133,16 @@ class SentencePrediction(TaskDefaults):
             columns = self._train.text_columns, self._train.label_column
             self._valid = self._read(valid, *columns, glue)
         self.validates = self._valid is not None
-        self.labels = [] if self.regression else _label_names(self._train, config)
+        self.labels = (
+            []
+            if self.regression
+            else label_names(
+                self._train,
+                config.labels,
+                several=config.multi_label,
+                num_classes=config.num_classes,
+            )
+        )
         self._targets = {e.path: self._read_targets(e) for e in self._both()}
         self.metric_names = self._metric_names()
         self._class_weights()  # are checked
@@ -150,8 +160,8 @@ class SentencePrediction(TaskDefaults):
             empty_labels=self.config.multi_label,
         )
         if self.config.multi_label:
-            separated = [_separated(text, self.config.label_separator) for text in examples.labels]
-            examples = dataclasses.replace(examples, labels=separated)
+            listed = [separated(text, self.config.label_separator) for text in examples.labels]
+            examples = dataclasses.replace(examples, labels=listed)
         return examples
 
     def _both(self) -> list[Examples]:
@@ -159,7 +169,7 @@ class SentencePrediction(TaskDefaults):
 
     def _read_targets(self, examples: Examples) -> np.ndarray:
         if self.regression:
-            values = [_number(examples, i) for i in range(len(examples))]
+            values = [number(examples, i) for i in range(len(examples))]
             return np.array(values, np.float32) / np.float32(self.config.label_divisor)
         ids = {label: i for i, label in enumerate(self.labels)}
         of_rows = [x if isinstance(x, list) else [x] for x in examples.labels]
@@ -289,8 +299,12 @@ class SentencePrediction(TaskDefaults):
             return False
         if head.labels is None or sorted(head.labels) != sorted(self.labels):
             return False
-        if self.config.labels and head.labels != self.labels:
-            return False
+        if self._asked_order and head.labels != self.labels:
+            raise DataError(
+                f"task.labels={self.labels} are in another order than those of the restored head "
+                f"{self.criterion.classification_head_name!r}, {head.labels}: leave task.labels "
+                "out, or name a new head in criterion.classification_head_name"
+            )
         there = np.array([head.labels.index(label) for label in self.labels], np.int32)
         here = np.argsort(there)  # of each of the head's outputs, our number
         for split in (self.train, self.valid):
@@ -447,53 +461,3 @@ def _files(config: SentencePredictionConfig, glue: GlueTask | None) -> tuple[Pat
             "give the texts as task.train and task.valid"
         )
     return files.table_files(config)
-
-
-def _separated(text: str, separator: str) -> Any:
-    """The labels of a row, each once."""
-    try:
-        found = json.loads(text) if text.startswith("[") else text.split(separator)
-    except json.JSONDecodeError:
-        found = text.split(separator)
-    labels = (label if isinstance(label, str) else json.dumps(label) for label in found)
-    return list(dict.fromkeys(label.strip() for label in labels if label.strip()))
-
-
-def _label_names(train: Examples, config: SentencePredictionConfig) -> list[str]:
-    of_rows: Any = train.labels
-    found = {label for row in of_rows for label in (row if isinstance(row, list) else [row])}
-    labels = list(config.labels) or sorted(found, key=_label_order)
-    for label in labels:
-        if labels.count(label) > 1:
-            raise DataError(f"task.labels has {label!r} twice")
-    if not labels:
-        raise DataError(f"{train.path}: no row has a label")
-    if len(labels) < 2 and not config.multi_label:
-        raise DataError(
-            f"{train.path}: every row has the label {labels[0]!r}; two classes at least are needed "
-            "(for numbers to predict, set criterion.regression_target=true)"
-        )
-    if config.num_classes > 0 and config.num_classes != len(labels):
-        raise DataError(
-            f"task.num_classes={config.num_classes}, but there are {len(labels)} labels: "
-            f"{', '.join(labels[:10])}"
-        )
-    return labels
-
-
-def _label_order(label: str) -> tuple[bool, int, str]:
-    number = label.isascii() and label.isdigit()
-    return not number, int(label) if number else 0, label
-
-
-def _number(examples: Examples, row: int) -> float:
-    try:
-        value = float(examples.labels[row])
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise DataError(
-            f"{examples.where(row)}: label {examples.labels[row]!r} is not a finite number, which "
-            "criterion.regression_target=true needs"
-        )
-    return value

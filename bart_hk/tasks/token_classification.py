@@ -181,13 +181,18 @@ class TokenClassification(TaskDefaults):
         """The tree to train: the body, and the restored model's head of our name or a new one."""
         found = restored.get(self.criterion.head_name)
         if found is not None and sorted(found.labels or ()) == sorted(self.labels):
-            if not self.config.labels or found.labels == self.labels:
-                there = np.array([list(found.labels or ()).index(x) for x in self.labels], np.int64)
-                for split in (self.train, self.valid):
-                    if split is not None:
-                        split.targets = [there[targets] for targets in split.targets]
-                self.labels = list(found.labels or ())
-                return {"model": params, "head": found.params}
+            if self.config.labels and found.labels != self.labels:
+                raise DataError(
+                    f"task.labels={self.labels} are in another order than those of the restored "
+                    f"head {self.criterion.head_name!r}, {found.labels}: leave task.labels out, or "
+                    "name a new head in criterion.head_name"
+                )
+            there = np.array([list(found.labels or ()).index(x) for x in self.labels], np.int64)
+            for split in (self.train, self.valid):
+                if split is not None:
+                    split.targets = [there[targets] for targets in split.targets]
+            self.labels = list(found.labels or ())
+            return {"model": params, "head": found.params}
         if found is not None:
             name = self.criterion.head_name
             _log.info("the restored head %r has other classes; a new one takes its place", name)

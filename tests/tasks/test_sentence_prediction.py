@@ -309,3 +309,20 @@ def test_bad_options_of_classes(tmp_path, arguments, message):
     with pytest.raises(DataError, match=message) as error:
         make(tmp_path, **{"train": UNEVEN, **arguments})
     assert "\n" not in str(error.value)
+
+
+def test_a_label_list_in_another_order_than_the_restored_head_is_refused(tmp_path):
+    task = make(tmp_path)
+    bart, params = ready(task)
+    _, heads = task.parts(params)
+    assert heads["sentence_classification_head"].labels == ["no", "yes"]
+    again = make(tmp_path, labels=["no", "yes"])
+    again.encode(ENCODER, MODEL)
+    tree = again.init(bart, params["model"], jax.random.key(2), heads)
+    assert tree["head"] is params["head"]
+    again = make(tmp_path, labels=["yes", "no"])
+    again.encode(ENCODER, MODEL)
+    message = r"task.labels=\['yes', 'no'\] are in another order than those of the restored head"
+    with pytest.raises(DataError, match=message) as error:
+        again.init(bart, params["model"], jax.random.key(2), heads)
+    assert "\n" not in str(error.value)
