@@ -56,7 +56,7 @@ class Generator:
         self.bart: Any = bart  # the two have the same methods
         self._stepping: tuple[list[jax.Array], Any] = ([], {})
         self._for_steps = jax.jit(bart.for_steps)
-        # Apart from what follows, so that its memory is free again before caches are made.
+        # Apart from what follows, so that its memory is free again when caches are made.
         self._encode = jax.jit(bart.encode)
         self._begin = jax.jit(
             self._begin_search, static_argnames=("is_restricted", "rules", "length")
@@ -254,7 +254,10 @@ class Generator:
         self, params: Any, source: Any, real_rows: int, limits: Limits, rules: Rules
     ) -> State:
         """The state before the first step, in which only the first `real_rows` take part."""
-        encoded = self._encode(params, source) if isinstance(source, np.ndarray) else source
+        encoded = source
+        if isinstance(source, np.ndarray):
+            # A program's results have their memory from the moment when it is called.
+            encoded = jax.block_until_ready(self._encode(params, source))
         rows = len(jax.tree.leaves(source)[0])
         return self._begin(
             params,
