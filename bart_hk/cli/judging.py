@@ -6,6 +6,7 @@ Shapes: N rows, C classes.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -252,11 +253,9 @@ def _about_metrics(names: Sequence[str], references: Sequence[int]) -> list[str]
     """sacrebleu's signature, and what was done for ROUGE."""
     lines = []
     if "bleu" in names:
-        import sacrebleu
-
         count = references[0] if len(set(references)) == 1 else "var"
-        version = sacrebleu.__version__
-        lines.append(f"BLEU: nrefs:{count}|case:mixed|eff:no|tok:13a|smooth:exp|version:{version}")
+        settings = f"nrefs:{count}|case:mixed|eff:no|tok:13a|smooth:exp"
+        lines.append(f"BLEU: {settings}|version:{version('sacrebleu')}")
     if "rouge" in names:
         lines.append(
             "ROUGE: rouge-score, F1, stemmed, without sentence splits; the BART papers used "
