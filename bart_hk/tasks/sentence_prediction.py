@@ -21,7 +21,8 @@ from bart_hk.config import BARTConfig
 from bart_hk.data.batching import pad_rows
 from bart_hk.data.readers import DataError, Examples, read_examples
 from bart_hk.model import BART, ClassificationHead, Params, sentence_representation
-from bart_hk.tasks import Batch, TaskDefaults, TaskKind, files, losses, metrics
+from bart_hk.tasks import Batch, TaskDefaults, TaskKind, binarised, files, losses, metrics
+from bart_hk.tasks.binarised import is_binarised, read_binarised
 from bart_hk.tasks.glue import GlueTask, glue_task
 from bart_hk.tasks.labels import label_names, number, separated
 from bart_hk.text import TextEncoder
@@ -126,6 +127,8 @@ class SentencePrediction(TaskDefaults):
         _check(config, criterion)
         self._mask_id = -1  # until `encode` knows it
         train, valid = _files(config, glue)
+        if config.data and is_binarised(Path(config.data)):
+            self.tokenizer_folder = config.data
         self._train = self._read(train, config.text_columns, config.label_column, glue)
         self._valid = None
         if valid is not None:
@@ -150,6 +153,8 @@ class SentencePrediction(TaskDefaults):
     def _read(
         self, path: Path, texts: Sequence[str], label: str | None, glue: GlueTask | None
     ) -> Examples:
+        if self.tokenizer_folder is not None:
+            return read_binarised(path, self.regression)
         examples = read_examples(
             path,
             texts,
@@ -237,11 +242,13 @@ class SentencePrediction(TaskDefaults):
     def fingerprint(self) -> dict[str, Any]:
         """The files' digests."""
         roles = zip(("train", "valid"), self._both(), strict=False)
+        if self.tokenizer_folder is not None:
+            return {role: files.digest(*binarised.binarised_files(e.path)) for role, e in roles}
         return {role: files.digest(examples.path) for role, examples in roles}
 
     def texts(self) -> Iterable[str]:
         """The training texts, for making a vocabulary."""
-        return (text for texts in self._train.texts for text in texts)
+        return (t for texts in self._train.texts for t in texts if isinstance(t, str))
 
     def encode(self, encoder: TextEncoder, config: BARTConfig) -> None:
         """Encodes both files; says how many rows had to be cut."""
@@ -259,7 +266,7 @@ class SentencePrediction(TaskDefaults):
         self, examples: Examples, encoder: TextEncoder, config: BARTConfig, longest: int
     ) -> EncodedExamples:
         columns = [
-            encoder.encode_batch([texts[c] for texts in examples.texts])
+            _ids(encoder, [texts[c] for texts in examples.texts])
             for c in range(len(examples.text_columns))
         ]
         bos, eos = config.bos_token_id, config.eos_token_id
@@ -450,14 +457,24 @@ def _check(config: SentencePredictionConfig, criterion: SentencePredictionCriter
         raise DataError(f"task.label_divisor={config.label_divisor} must be above 0")
 
 
+def _ids(encoder: TextEncoder, texts: list[Any]) -> list[list[int]]:
+    """Of texts, or of what is ids already."""
+    if all(isinstance(text, str) for text in texts):
+        return encoder.encode_batch(texts)
+    highest = max((max(ids, default=0) for ids in texts), default=0)
+    if highest >= len(encoder.dictionary):
+        raise DataError(
+            f"the data hold the id {highest}, and the model's tokenizer has "
+            f"{len(encoder.dictionary)} symbols: they were made with another vocabulary"
+        )
+    return texts
+
+
 def _files(config: SentencePredictionConfig, glue: GlueTask | None) -> tuple[Path, Path | None]:
     """The training and validation files."""
     folder = files.folder_of(config)
     if glue is not None and folder is not None:
         return glue.find(folder)
-    if folder is not None and (folder / "input0").is_dir():
-        raise DataError(
-            f"task.data={folder} was binarised by fairseq-preprocess, which is not read yet; "
-            "give the texts as task.train and task.valid"
-        )
+    if folder is not None and is_binarised(folder):
+        return binarised.splits(folder)
     return files.table_files(config)

@@ -7,6 +7,7 @@ import pytest
 
 from bart_hk.config import BARTConfig
 from bart_hk.data.readers import DataError
+from bart_hk.data.store import StoreWriter
 from bart_hk.model import BART, ClassificationHead
 from bart_hk.tasks.sentence_prediction import (
     SentencePrediction,
@@ -33,8 +34,9 @@ MODEL = BARTConfig(
 
 
 def make(tmp_path, train=PAIRS, valid=None, criterion=None, **options):
-    (tmp_path / "train.tsv").write_text(train)
-    options.setdefault("train", str(tmp_path / "train.tsv"))
+    if train is not None:
+        (tmp_path / "train.tsv").write_text(train)
+        options.setdefault("train", str(tmp_path / "train.tsv"))
     if valid is not None:
         (tmp_path / "valid.tsv").write_text(valid)
         options["valid"] = str(tmp_path / "valid.tsv")
@@ -170,7 +172,7 @@ def test_bad_places(tmp_path):
     with pytest.raises(DataError, match="there is no package nowhere"):
         task(data="pkg://nowhere/data")
     (tmp_path / "input0").mkdir()
-    with pytest.raises(DataError, match="binarised by fairseq-preprocess"):
+    with pytest.raises(DataError, match="has no input0/train.bin and train.idx; fairseq-preproc"):
         task(data=str(tmp_path))
     with pytest.raises(DataError, match="max_positions=3 leaves no room"):
         make(tmp_path, max_positions=3).encode(ENCODER, MODEL)
@@ -326,3 +328,56 @@ def test_a_label_list_in_another_order_than_the_restored_head_is_refused(tmp_pat
     with pytest.raises(DataError, match=message) as error:
         again.init(bart, params["model"], jax.random.key(2), heads)
     assert "\n" not in str(error.value)
+
+
+def binarise(folder, pairs, labels, numbers=False):
+    """As fairseq-preprocess leaves them: rows with </s>, labels by count."""
+    for name in ("input0", "input1", "label"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    ENCODER.save_fairseq(folder / "input0")
+    for split in ("train", "valid"):
+        for side in (0, 1):
+            writer = StoreWriter(folder / f"input{side}" / split, len(ENCODER.dictionary))
+            for pair in pairs:
+                ids = np.array([*ENCODER.encode(pair[side]), 2], np.int32)
+                writer.add(ids, np.array([len(ids)]))
+            writer.finish()
+        if numbers:
+            (folder / "label" / f"{split}.label").write_text("".join(f"{x}\n" for x in labels))
+            continue
+        (folder / "label" / "dict.txt").write_text("yes 3\nno 1\nmadeupword0000 0\n")
+        writer = StoreWriter(folder / "label" / split, 7)
+        for label in labels:
+            writer.add(np.array([4 + ["yes", "no"].index(label), 2]), np.array([2]))
+        writer.finish()
+
+
+def test_fairseqs_binarised_folders_give_the_rows_of_the_table(tmp_path):
+    pairs = [("aa", "bb cc"), ("dd ee ff gg", "hh")]
+    folder = tmp_path / "data"
+    binarise(folder, pairs, ["yes", "no"])
+    table, stored = make(tmp_path), make(tmp_path, train=None, data=str(folder))
+    assert stored.validates and stored.labels == table.labels == ["no", "yes"]
+    assert set(stored.fingerprint()) == {"train", "valid"} and not list(stored.texts())
+    for task in (table, stored):
+        task.encode(ENCODER, MODEL)
+    for one, other in zip(table.train.rows, stored.train.rows, strict=True):
+        assert one.tolist() == other.tolist()
+    assert stored.train.targets.tolist() == table.train.targets.tolist() == [1, 0]
+    assert stored.tokenizer_folder == str(folder)
+    before = stored.fingerprint()
+    binarise(folder, pairs, ["no", "yes"])
+    assert make(tmp_path, train=None, data=str(folder)).fingerprint() != before
+    with pytest.raises(DataError, match="another vocabulary"):
+        small = train_bpe(["a b"], 262)
+        make(tmp_path, train=None, data=str(folder)).encode(small, MODEL)
+    binarise(folder, pairs, ["yes"])
+    with pytest.raises(DataError, match="input0/train has 2 rows and label/train 1; binarise them"):
+        make(tmp_path, train=None, data=str(folder))
+    numbers = tmp_path / "numbers"
+    binarise(numbers, pairs, [0.5, 0.25], numbers=True)
+    with pytest.raises(DataError, match="has no label/dict.txt; for numbers set criterion.regre"):
+        make(tmp_path, train=None, data=str(numbers))
+    task = make(tmp_path, train=None, data=str(numbers), criterion={"regression_target": True})
+    task.encode(ENCODER, MODEL)
+    assert task.train.targets.tolist() == [0.5, 0.25]
