@@ -110,7 +110,9 @@ def _explain(error: BaseException) -> str:
         return unknown_key(unknown[1])
     option = re.match(r"In '.*?': Could not find '(\w+)/([^']+)'", text)
     if option:
-        names = GROUPS.get(option[1]) or sorted(p.stem for p in (_CONF / option[1]).glob("*.yaml"))
+        folder = _CONF / option[1]
+        files = (path.relative_to(folder).with_suffix("") for path in folder.rglob("*.yaml"))
+        names = GROUPS.get(option[1]) or sorted(path.as_posix() for path in files)
         return f"{option[1]}={option[2]} is not one of {', '.join(names)}"
     return text
 
