@@ -1,6 +1,5 @@
 """Batches made ahead: the same whoever makes them, in order, and never fewer without a word."""
 
-import os
 import threading
 import time
 
@@ -13,29 +12,9 @@ from bart_hk.data.readers import DataError
 from bart_hk.data.workers import WorkerError
 from bart_hk.training.config import DatasetConfig
 from bart_hk.training.loader import Loader
+from tests.training.rows import Numbers
 
 MODEL = BARTConfig(max_source_positions=64, max_target_positions=64)
-
-
-class Numbers:
-    """Rows of one number each; `trouble` says what comes of the row `bad`."""
-
-    def __init__(self, trouble: str = "") -> None:
-        self.lengths = np.random.default_rng(0).integers(1, 60, 101)
-        self.trouble, self.made, self.bad = trouble, 0, 17
-
-    def batch(self, rows: np.ndarray, length: int, count: int) -> dict[str, np.ndarray]:
-        if self.bad in rows:
-            if self.trouble == "error":
-                raise DataError(f"row {self.bad} is bad")
-            if self.trouble == "hang":
-                time.sleep(30)
-            if self.trouble == "death":
-                os._exit(1)
-        self.made += 1
-        ids = np.zeros((count, length), np.int32)
-        ids[: len(rows)] = rows[:, None]
-        return {"src_tokens": ids, "prev_output_tokens": ids, "target": ids + os.getpid() * 0}
 
 
 class FakeTask:

@@ -6,11 +6,9 @@ import os
 import shutil
 import signal
 
-import numpy as np
 import pytest
 
 import bart_hk
-from bart_hk.data.noised import NoisedBlocks
 from bart_hk.data.readers import DataError
 from bart_hk.data.workers import WorkerError
 from bart_hk.tasks.denoising import Denoising
@@ -21,6 +19,7 @@ from bart_hk.training.loader import Loaded
 from bart_hk.training.loop import train
 from tests.tasks.test_denoising import ENCODER, write
 from tests.training.conftest import MODEL, final_bytes, logged
+from tests.training.rows import Deadly
 
 
 @pytest.fixture(scope="module")
@@ -81,15 +80,6 @@ def test_it_goes_on_with_the_same_noise_and_other_workers(configured, whole, tmp
     assert not multiprocessing.active_children()
     train(configured(tmp_path / "run", dataset={"num_workers": 1}))
     assert same(tmp_path / "run", whole) and logged(tmp_path / "run") == logged(whole)
-
-
-class Deadly(NoisedBlocks):
-    """Dies in a worker, in the second epoch, at a row."""
-
-    def batch(self, rows: np.ndarray, length: int, count: int) -> dict[str, np.ndarray]:
-        if self._epoch == 2 and 40 in rows and multiprocessing.parent_process() is not None:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().batch(rows, length, count)
 
 
 def test_a_worker_that_dies_costs_no_update(configured, whole, tmp_path, monkeypatch):
