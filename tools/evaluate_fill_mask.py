@@ -3,8 +3,8 @@
     python tools/evaluate_fill_mask.py MODEL DATA [--sentences 1000] [--random]
 
 DATA is what `bart-hk-preprocess --valid-share` made: a folder of stores, or of folders of them, and
-each has an equal part in the sentences. Of a sentence of 6 to 40 words one is masked that is a
-single piece of the vocabulary (Petroni et al. 2019 ask language models in the same way); the answer
+each has an equal part in the sentences, or all that it has. Of a sentence of 6 to 40 words one is
+masked that is a single piece of the vocabulary (Petroni et al. 2019 ask language models in the same way); the answer
 is right if it is that piece. `bart.fill_mask(..., exact=True)` answers. Beside it the most frequent
 words of the training text, corpus by corpus, and with `--random` the same network as it was
 initialised.
@@ -50,7 +50,7 @@ def single_pieces(encoder: TextEncoder, words: Sequence[str]) -> list[bool]:
 
 
 def clozes(folder: Path, encoder: TextEncoder, count: int, seed: int) -> list[Cloze]:
-    """`count` sentences of the held-out documents, in each a word masked."""
+    """At most `count` sentences of the held-out documents, in each a word masked."""
     store, found = TokenStore(folder / "valid"), []
     rng = np.random.default_rng(seed)
     for row in rng.permutation(len(store)):
@@ -65,8 +65,20 @@ def clozes(folder: Path, encoder: TextEncoder, count: int, seed: int) -> list[Cl
             text = " ".join([*words[:place], "<mask>", *words[place + 1 :]])
             found.append(Cloze(text, words[place]))
         if len(found) == count:
-            return found
-    sys.exit(f"{folder} has {len(found)} suitable sentences to validate on, not {count}")
+            break
+    if not found:
+        sys.exit(f"{folder} has no suitable sentence to validate on")
+    return found
+
+
+def level_of(sizes: Sequence[int], total: int) -> int:
+    """How many each gives, if it has as many, so that all give `total` or nearly so."""
+    left = total
+    for number, size in enumerate(sorted(sizes)):
+        if size * (len(sizes) - number) >= left:
+            return left // (len(sizes) - number)
+        left -= size
+    return max(sizes)
 
 
 def most_frequent(folder: Path, encoder: TextEncoder) -> list[str]:
@@ -109,11 +121,15 @@ def main() -> None:
 
     bart = bart_hk.load(given.model)
     folders = corpora(given.data)
-    each = given.sentences // len(folders)
-    asked = {name: clozes(path, bart.text, each, given.seed) for name, path in folders.items()}
+    asked = {
+        name: clozes(path, bart.text, given.sentences, given.seed) for name, path in folders.items()
+    }
+    level = level_of([len(those) for those in asked.values()], given.sentences)
+    asked = {name: those[:level] for name, those in asked.items()}
     answers = {
         "most frequent words": {
-            name: [most_frequent(path, bart.text)] * each for name, path in folders.items()
+            name: [most_frequent(path, bart.text)] * len(asked[name])
+            for name, path in folders.items()
         },
         given.model: {name: list(guesses(bart, those)) for name, those in asked.items()},
     }

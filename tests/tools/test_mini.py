@@ -140,6 +140,14 @@ def test_shares():
     assert evaluate_fill_mask.shares(asked, answers) == (50.0, 75.0)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "total", "level"),
+    [([500, 500], 100, 50), ([20, 500, 60], 100, 40), ([20, 500, 60], 200, 120), ([3, 5], 100, 5)],
+)
+def test_what_one_corpus_lacks_the_others_give(sizes, total, level):
+    assert evaluate_fill_mask.level_of(sizes, total) == level
+
+
 def test_data_without_held_out_documents(tmp_path):
     with pytest.raises(SystemExit, match=r"has no valid\.bin beside a train\.bin"):
         evaluate_fill_mask.corpora(tmp_path)
