@@ -4,10 +4,10 @@
 
 DATA is what `bart-hk-preprocess --valid-share` made: a folder of stores, or of folders of them, and
 each has an equal part in the sentences, or all that it has. Of a sentence of 6 to 40 words one is
-masked that is a single piece of the vocabulary (Petroni et al. 2019 ask language models in the same way); the answer
-is right if it is that piece. `bart.fill_mask(..., exact=True)` answers. Beside it the most frequent
-words of the training text, corpus by corpus, and with `--random` the same network as it was
-initialised.
+masked that is a single piece of the vocabulary (Petroni et al. 2019 ask language models in the same
+way); the answer is right if it is that piece. `bart.fill_mask(..., exact=True)` answers. Beside it
+the most frequent words of the training text, corpus by corpus, and with `--random` the same network
+as it was initialised.
 """
 
 import argparse
