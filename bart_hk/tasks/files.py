@@ -21,7 +21,7 @@ class FilesConfig:
     data: str | None = None
     train: str | None = None
     valid: str | None = None
-    # Without checkpoint.restore_file: a directory with a tokenizer's files, or the size of a
+    # Without checkpoint.restore_file: a name or directory with a tokenizer, or the size of a
     # byte-level BPE to learn from the training texts. Neither: GPT-2's, as published BARTs.
     tokenizer: str | None = None
     vocab_size: int | None = None
