@@ -186,7 +186,7 @@ ARCHITECTURES: dict[str, BARTConfig] = {
         layernorm_embedding=False,
         **_BASE,  # type: ignore[arg-type]
     ),
-    # The one that travels in the package, which fairseq does not have.
+    # Of experiment=pretrain_mini; fairseq does not have it.
     "bart_mini": BARTConfig(
         vocab_size=8192,
         encoder_embed_dim=256,

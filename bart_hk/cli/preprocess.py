@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         "--tokenizer",
         default="bart.large",
         metavar="NAME",
-        help="of bart.mini, bart.large, bart.base, or a folder with a tokenizer's files",
+        help="of bart.large, bart.base, another model, or a folder with a tokenizer's files",
     )
     add("--sentencepiece", type=int, metavar="SIZE", help="learn that many symbols from the text")
     add(
