@@ -55,7 +55,6 @@ class Generator:
     def __init__(self, bart: BART | Ensemble) -> None:
         self.bart: Any = bart  # the two have the same methods
         self._stepping: tuple[list[jax.Array], Any] = ([], {})
-        self._for_steps = jax.jit(bart.for_steps)
         # Apart from what follows, so that its memory is free again when caches are made.
         self._encode = jax.jit(bart.encode)
         self._begin = jax.jit(
@@ -244,7 +243,8 @@ class Generator:
         leaves = jax.tree.leaves(params)
         known, _ = self._stepping
         if len(known) != len(leaves) or any(a is not b for a, b in zip(known, leaves, strict=True)):
-            self._stepping = (leaves, self._for_steps(params))
+            # Not compiled: a program would copy what it only hands on, a bart.large's decoder too.
+            self._stepping = (leaves, self.bart.for_steps(params))
         return self._stepping[1]
 
     def _stages(self) -> tuple[int, ...]:

@@ -182,7 +182,9 @@ class BART:
         """
 
         def convert(path: str, name: str, value: jax.Array) -> jax.Array:
-            if name not in ("scale", "offset"):  # of layer norms, which compute in float32
+            value = jnp.asarray(value)
+            # Layer norms compute in float32. What is right already is not copied.
+            if name not in ("scale", "offset") and value.dtype != self.dtype:
                 value = value.astype(self.dtype)
             return value.T if self._is_transposed(path, name) else value
 
