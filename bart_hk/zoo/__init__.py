@@ -2,21 +2,27 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bart_hk.text import TextEncoder
-from bart_hk.text.gpt2_bpe import GPT2_SIZES
 from bart_hk.zoo import cache, names
+
+if TYPE_CHECKING:
+    from bart_hk.text import TextEncoder
 
 __all__ = ["load_tokenizer", "locate"]
 
 
-def load_tokenizer(name_or_path: str | os.PathLike) -> TextEncoder:
+def load_tokenizer(name_or_path: str | os.PathLike) -> "TextEncoder":
     """A tokenizer alone: that of a model which `locate` finds; nothing is downloaded for
     "bart.base" and "bart.large", whose files travel in the package.
 
     Raises:
         As `locate` and `TextEncoder.load`.
     """
+    # Imported here so that naming a folder stays cheap; and so are the others below.
+    from bart_hk.text import TextEncoder
+    from bart_hk.text.gpt2_bpe import GPT2_SIZES
+
     name = os.fspath(name_or_path)
     if name in GPT2_SIZES and not Path(name).exists():
         return TextEncoder.gpt2(name)
@@ -76,7 +82,6 @@ def locate(
         )
     if source == "folder":
         return path
-    # The others are imported here so that naming a folder stays cheap.
     if source == "repository":
         from bart_hk.zoo.repositories import snapshot
 

@@ -209,7 +209,12 @@ def test_without_them_decoding_goes_on(environment, said, tmp_path):
 
 
 def test_a_library_is_compiled_once_and_a_damaged_one_again(tmp_path):
-    code = "from bart_hk.kernels import compiler; print(compiler.available(), compiler._library())"
+    code = (
+        "from bart_hk.kernels import compiler as c;"
+        # A tenth of the time, and another library than the other tests'.
+        "c._FLAGS = tuple('-O0' if flag == '-O3' else flag for flag in c._FLAGS);"
+        "print(c.available(), c._library())"
+    )
     first = run(code, XDG_CACHE_HOME=str(tmp_path))
     assert first.startswith("True ")
     (library,) = (tmp_path / "bart_hk" / "kernels").glob("*.so")
