@@ -13,7 +13,7 @@ from bart_hk.data.batching import LENGTH_BUCKETS, buckets_up_to, pad_rows, plan_
 from bart_hk.model import BART, Params, sentence_representation
 
 # Finer steps than a search's: one pass is little work, so padding counts and compiling is quick.
-BUCKETS = tuple(sorted({*LENGTH_BUCKETS, 40, 56, 80, 112, 160, 224, 320, 448, 640, 896}))
+BUCKETS = tuple(sorted({*LENGTH_BUCKETS, 20, 28, 40, 56, 80, 112, 160, 224, 320, 448, 640, 896}))
 
 
 def default_max_tokens(platform: str) -> int:
