@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bart_hk.config import BARTConfig
@@ -96,7 +95,7 @@ class Denoising(TaskDefaults):
 
     train: NoisedBlocks
     valid: NoisedBlocks | None
-    metric_names: tuple[str, ...] = ("ppl", "accuracy")
+    metric_names: tuple[str, ...] = ("nll_loss", "ppl", "accuracy")
 
     def __init__(self, config: DenoisingConfig, criterion: CrossEntropyConfig) -> None:
         self.config, self.criterion = config, criterion
@@ -264,26 +263,12 @@ class Denoising(TaskDefaults):
     def predict(
         self, bart: BART, params: Tree, batch: dict[str, jax.Array]
     ) -> dict[str, jax.Array]:
-        """Of each row: the negative log-likelihood, and target tokens, all and right. Traced."""
-        encoded = bart.encode(params["model"], batch["src_tokens"])
-        decoded = bart.decode(params["model"], batch["prev_output_tokens"], encoded)
-        logits = bart.project(params["model"], decoded.features)
-        target = batch["target"]
-        real = target != bart.config.pad_token_id
-        logp = jax.nn.log_softmax(logits)
-        nll = -jnp.take_along_axis(logp, target[..., None], axis=-1)[..., 0]
-        return {
-            "nll": jnp.where(real, nll, 0).sum(1),
-            "tokens": real.sum(1),
-            "correct": (real & (logits.argmax(-1) == target)).sum(1),
-        }
+        """Each row's sums; see `losses.sequence_outputs`. Traced."""
+        return losses.sequence_outputs(bart, params["model"], batch, self.criterion)
 
     def metrics(self, outputs: dict[str, np.ndarray]) -> dict[str, float]:
-        """`loss` in nats a token, its exponential `ppl`, and `accuracy` in percent."""
-        tokens = float(outputs["tokens"].sum())
-        loss = float(outputs["nll"].astype(np.float64).sum() / tokens)
-        accuracy = 100 * float(outputs["correct"].sum()) / tokens
-        return {"loss": loss, "ppl": float(np.exp(min(loss, 700.0))), "accuracy": accuracy}
+        """`loss` as the criterion has it, `nll_loss`, `ppl` and `accuracy` of the next token."""
+        return losses.sequence_metrics(outputs, self.criterion)
 
     def parts(self, params: Tree) -> tuple[Params, dict[str, Any]]:
         """The body's parameters; there is no head."""
