@@ -254,10 +254,7 @@ class Generator:
         self, params: Any, source: Any, real_rows: int, limits: Limits, rules: Rules
     ) -> State:
         """The state before the first step, in which only the first `real_rows` take part."""
-        encoded = source
-        if isinstance(source, np.ndarray):
-            # A program's results have their memory from the moment when it is called.
-            encoded = jax.block_until_ready(self._encode(params, source))
+        encoded = self._encode(params, source) if isinstance(source, np.ndarray) else source
         rows = len(jax.tree.leaves(source)[0])
         return self._begin(
             params,
