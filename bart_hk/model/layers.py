@@ -279,7 +279,7 @@ def dropout(x: jax.Array, rate: float, training: bool) -> jax.Array:
     """Zeroes each element with probability `rate` and rescales, in training only.
 
     The probability is rounded to a multiple of 2^-16: an element takes 16 random bits, half as many
-    as `hk.dropout`, which is a tenth of an update of bart.mini (`tools/benchmark.py train`).
+    as `hk.dropout`.
     """
     if not training or rate == 0.0:
         return x
