@@ -9,14 +9,24 @@ from collections.abc import Sequence
 from bart_hk.checkpoint.tree import Params
 from bart_hk.config import BARTConfig
 
-# Of twelve layers, as distilbart's authors chose them; elsewhere they are evenly spread.
-_OF_TWELVE = {
-    1: (0,),
-    2: (0, 6),
-    3: (0, 6, 11),
-    4: (0, 4, 8, 11),
-    6: (0, 2, 4, 7, 9, 11),
-    9: (0, 1, 2, 4, 5, 7, 9, 10, 11),
+# Layers of the teacher, layers of the student, and which are copied, as distilbart's authors chose
+# them (transformers 4.2, examples/research_projects/seq2seq-distillation/make_student.py: its
+# tables for bart.large and, of six layers, for Marian's models). Else: evenly spread.
+_COPIED: dict[int, dict[int, tuple[int, ...]]] = {
+    12: {
+        1: (0,),
+        2: (0, 6),
+        3: (0, 6, 11),
+        4: (0, 4, 8, 11),
+        6: (0, 2, 4, 7, 9, 11),
+        9: (0, 1, 2, 4, 5, 7, 9, 10, 11),
+    },
+    6: {1: (0,), 2: (0, 5), 3: (0, 2, 5), 4: (0, 1, 3, 5)},
+}
+# Which layers a student's are to behave like where that is what they end (there, too).
+_SUPERVISING: dict[int, dict[int, tuple[int, ...]]] = {
+    12: {1: (11,), 2: (5, 11), 3: (3, 7, 11), 6: (1, 3, 5, 8, 10, 11)},
+    6: {1: (5,), 2: (3, 5), 3: (1, 4, 5), 4: (1, 2, 4, 5)},
 }
 
 
@@ -26,13 +36,30 @@ def layers_to_copy(there: int, wanted: int) -> tuple[int, ...]:
     Raises:
         ValueError: there are not so many, or none are wanted.
     """
-    if not 1 <= wanted <= there:
-        raise ValueError(f"{wanted} layers cannot be taken from {there}; from 1 to {there} can")
-    if there == 12 and wanted in _OF_TWELVE:
-        return _OF_TWELVE[wanted]
+    _check(there, wanted)
+    if wanted in _COPIED.get(there, {}):
+        return _COPIED[there][wanted]
     if wanted == 1:
         return (0,)
     return tuple((2 * i * (there - 1) + wanted - 1) // (2 * (wanted - 1)) for i in range(wanted))
+
+
+def layers_to_supervise(there: int, wanted: int) -> tuple[int, ...]:
+    """The numbers of the layers that a student's layers stand for, the last always among them: each
+    does the work of the teacher's up to there (Shleifer and Rush 2020, section 3.2).
+
+    Raises:
+        ValueError: there are not so many, or none are wanted.
+    """
+    _check(there, wanted)
+    if wanted in _SUPERVISING.get(there, {}):
+        return _SUPERVISING[there][wanted]
+    return tuple((i + 1) * there // wanted - 1 for i in range(wanted))
+
+
+def _check(there: int, wanted: int) -> None:
+    if not 1 <= wanted <= there:
+        raise ValueError(f"{wanted} layers cannot be taken from {there}; from 1 to {there} can")
 
 
 def student(

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bart_hk.checkpoint.students import layers_to_copy, student
+from bart_hk.checkpoint.students import layers_to_copy, layers_to_supervise, student
 from bart_hk.checkpoint.tree import check_parameters
 from bart_hk.config import BARTConfig
 from tests.parameters import random_params
@@ -24,14 +24,22 @@ def test_layers_are_distilbarts():
     assert layers_to_copy(12, 3) == (0, 6, 11)  # sshleifer/distilbart-cnn-12-3
     assert layers_to_copy(12, 6) == (0, 2, 4, 7, 9, 11)  # sshleifer/distilbart-cnn-12-6
     assert layers_to_copy(12, 12) == tuple(range(12))
-    assert layers_to_copy(6, 3) == (0, 3, 5) and layers_to_copy(6, 1) == (0,)
+    assert layers_to_copy(6, 3) == (0, 2, 5) and layers_to_copy(6, 1) == (0,)
+    assert layers_to_copy(4, 2) == (0, 3) and layers_to_copy(8, 4) == (0, 2, 5, 7)
+    assert layers_to_supervise(12, 3) == (3, 7, 11) and layers_to_supervise(6, 2) == (3, 5)
+    assert layers_to_supervise(4, 2) == (1, 3) and layers_to_supervise(8, 3) == (1, 4, 7)
     for there in range(1, 30):
         for wanted in range(1, there + 1):
             kept = layers_to_copy(there, wanted)
             assert len(set(kept)) == wanted and kept[0] == 0 and list(kept) == sorted(kept)
             assert wanted < 3 or kept[-1] == there - 1
+            taught = layers_to_supervise(there, wanted)
+            assert len(set(taught)) == wanted and taught[-1] == there - 1
+            assert list(taught) == sorted(taught)
     with pytest.raises(ValueError, match="13 layers cannot be taken from 12"):
         layers_to_copy(12, 13)
+    with pytest.raises(ValueError, match="0 layers cannot be taken from 4"):
+        layers_to_supervise(4, 0)
 
 
 def test_a_student_is_a_model_of_the_teachers_layers():
