@@ -53,6 +53,8 @@ class BARTConfig:
     decoder_ffn_embed_dim: int = 4096
     decoder_layers: int = 12
     decoder_attention_heads: int = 16
+    # K, width of a head; None is D / H, as in every published BART.
+    attention_head_dim: int | None = None
     max_source_positions: int = 1024
     max_target_positions: int = 1024
     # Row of the position table that the first token uses: pad + 1 in fairseq, 2 in Hugging Face
@@ -102,9 +104,13 @@ class BARTConfig:
         for name in _POSITIVE:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.attention_head_dim is not None and self.attention_head_dim < 1:
+            raise ValueError(
+                f"attention_head_dim must be at least 1, not {self.attention_head_dim}"
+            )
         for side in ("encoder", "decoder"):
             heads = getattr(self, f"{side}_attention_heads")
-            if self.encoder_embed_dim % heads:
+            if self.attention_head_dim is None and self.encoder_embed_dim % heads:
                 raise ValueError(
                     f"encoder_embed_dim={self.encoder_embed_dim} must be divisible by "
                     f"{side}_attention_heads={heads}"
@@ -129,6 +135,12 @@ class BARTConfig:
             )
         if self.position_offset < 0:
             raise ValueError(f"position_offset must not be negative, not {self.position_offset}")
+
+    def attention_dim(self, side: str) -> int:
+        """H K, the width of all heads of the "encoder" or the "decoder" together."""
+        if self.attention_head_dim is None:
+            return self.encoder_embed_dim
+        return getattr(self, f"{side}_attention_heads") * self.attention_head_dim
 
     def replace(self, **changes: Any) -> "BARTConfig":
         """A copy with `changes`; a name that is not a field raises TypeError with the nearest."""

@@ -49,6 +49,7 @@ def test_activation_may_be_a_string():
         ({"vocab_size": 2}, "eos_token_id=2 is outside the vocabulary of 2"),
         ({"decoder_layers": 0}, "decoder_layers must be at least 1, not 0"),
         ({"share_decoder_input_output_embed": False}, "share_all_embeddings=True needs"),
+        ({"attention_head_dim": 0}, "attention_head_dim must be at least 1, not 0"),
         ({"position_offset": -1}, "position_offset must not be negative"),
         (
             {"encoder_learned_pos": False, "encoder_embed_dim": 2}
@@ -60,6 +61,12 @@ def test_activation_may_be_a_string():
 def test_values_out_of_range_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         architecture("bart_base", **changes)
+
+
+def test_heads_of_a_width_of_their_own_need_not_divide_the_models():
+    config = architecture("bart_base", attention_head_dim=32, encoder_attention_heads=7)
+    assert (config.attention_dim("encoder"), config.attention_dim("decoder")) == (224, 384)
+    assert architecture("bart_base").attention_dim("encoder") == 768
 
 
 def test_unknown_names_are_refused_with_the_nearest():

@@ -281,11 +281,17 @@ def arguments(config: BARTConfig, task: str, languages: Iterable[str] = ()) -> d
                 f"{name}={getattr(config, name)}, but fairseq's dictionaries begin with "
                 "<s> <pad> </s> <unk>"
             )
+    if config.attention_head_dim is not None:
+        raise ValueError(
+            f"attention_head_dim={config.attention_head_dim}, but fairseq's heads share the "
+            f"model's width of {config.encoder_embed_dim}"
+        )
     args: dict[str, Any] = {"arch": nearest_architecture(config)}
     for field in dataclasses.fields(config):
         if not field.name.endswith("_token_id"):
             args[field.name] = getattr(config, field.name)
-    del args["vocab_size"], args["position_offset"], args["final_logits_bias"]
+    for name in ("vocab_size", "position_offset", "final_logits_bias", "attention_head_dim"):
+        del args[name]
     for name in ("activation_fn", "pooler_activation_fn"):
         if args[name] not in _WRITTEN_ACTIVATIONS:
             known = ", ".join(sorted(set(_WRITTEN_ACTIVATIONS.values())))

@@ -115,6 +115,8 @@ def transformers_lacks(config: BARTConfig) -> list[str]:
         fields.append("max_source_positions")
     if config.position_offset != 2:
         fields.append("position_offset")
+    if config.attention_head_dim is not None:
+        fields.append("attention_head_dim")
     learned = ("encoder_learned_pos", "decoder_learned_pos")
     fields += [name for name in learned if not getattr(config, name)]
     return fields

@@ -108,10 +108,11 @@ class PerHeadNames:
             CheckpointError: tensors are missing that say it.
         """
         try:
-            heads = {
-                side: self._file.shape(self._stored[f"{side}.layers.0.self_attn.q_proj.bias"])[0]
+            by_head = {
+                side: self._file.shape(self._stored[f"{side}.layers.0.self_attn.q_proj.bias"])
                 for side in ("encoder", "decoder")
             }
+            heads = {side: shape[0] for side, shape in by_head.items()}
             widths = {side: self.shape(f"{side}.layers.0.fc1.weight")[0] for side in heads}
             positions = {side: self.shape(f"{side}.embed_positions.weight")[0] for side in heads}
         except LookupError as error:
@@ -122,6 +123,8 @@ class PerHeadNames:
             side: len({n.split(".")[2] for n in self._stored if n.startswith(f"{side}.layers.")})
             for side in heads
         }
+        widths_of_heads = {shape[-1] for shape in by_head.values() if len(shape) == 2}
+        usual = all(heads[s] * shape[-1] == self.width for s, shape in by_head.items())
         tied = "lm_head.weight" not in self._stored
         try:
             return architecture(
@@ -134,6 +137,7 @@ class PerHeadNames:
                 decoder_layers=layers["decoder"],
                 encoder_attention_heads=heads["encoder"],
                 decoder_attention_heads=heads["decoder"],
+                attention_head_dim=None if usual else max(widths_of_heads, default=None),
                 max_source_positions=positions["encoder"] - _UNUSED_ROWS,
                 max_target_positions=positions["decoder"] - _UNUSED_ROWS,
                 share_all_embeddings="shared.weight" in self._stored and tied,
@@ -171,16 +175,19 @@ def per_head_tree(config: BARTConfig, tensors: Mapping[str, MakeTensor]) -> dict
         names = f"model.{side}"
         tree[f"{side}_embed_positions"] = tensors[f"{names}.embed_positions.weight"]
         tree[f"{side}_embed_layer_norm"] = _norm(tensors, f"{names}.layernorm_embedding")
+        shape = (heads[side], config.attention_dim(side) // heads[side])
         tree[f"{side}_layers"] = [
-            _layer(tensors, f"{names}.layers.{i}", heads[side], config.encoder_embed_dim)
+            _layer(tensors, f"{names}.layers.{i}", (config.encoder_embed_dim, *shape))
             for i in range(layers)
         ]
     return tree
 
 
-def _layer(tensors: Mapping[str, MakeTensor], names: str, heads: int, width: int) -> dict[str, Any]:
+def _layer(
+    tensors: Mapping[str, MakeTensor], names: str, by_head: tuple[int, int, int]
+) -> dict[str, Any]:
+    """A layer of which `by_head` is [D, H, K]."""
     layer: dict[str, Any] = {}
-    by_head = (width, heads, width // heads)
     for ours, theirs in (("self_attn", "self_attn"), ("encoder_attn", "cross_attn")):
         if f"{names}.{ours}.q_proj.weight" not in tensors:
             continue
@@ -190,7 +197,7 @@ def _layer(tensors: Mapping[str, MakeTensor], names: str, heads: int, width: int
                 "kernel": _made(tensors[f"{names}.{ours}.{part}.weight"], by_head, turn=True),
                 "bias": _made(tensors[f"{names}.{ours}.{part}.bias"], by_head[1:]),
             }
-        shape = (*by_head[1:], width)
+        shape = (*by_head[1:], by_head[0])
         attention["ff"] = {
             "kernel": _made(tensors[f"{names}.{ours}.out_proj.weight"], shape, turn=True),
             "bias": tensors[f"{names}.{ours}.out_proj.bias"],

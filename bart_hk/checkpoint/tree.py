@@ -42,9 +42,10 @@ def parameter_shapes(config: BARTConfig) -> Shapes:
     def layer_norm(path: str) -> None:
         shapes[path] = {"scale": (width,), "offset": (width,)}
 
-    def attention(path: str) -> None:
-        for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            linear(f"{path}/{projection}", width, width)
+    def attention(path: str, inner: int) -> None:
+        for projection in ("q_proj", "k_proj", "v_proj"):
+            linear(f"{path}/{projection}", width, inner)
+        linear(f"{path}/out_proj", inner, width)
         layer_norm(f"{path}_layer_norm")
 
     if config.share_all_embeddings:
@@ -74,9 +75,9 @@ def parameter_shapes(config: BARTConfig) -> Shapes:
             layer_norm(f"{side}/layernorm_embedding")
         for i in range(layers):
             layer = f"{side}/layers_{i}"
-            attention(f"{layer}/self_attn")
+            attention(f"{layer}/self_attn", config.attention_dim(side))
             if side == "decoder":
-                attention(f"{layer}/encoder_attn")
+                attention(f"{layer}/encoder_attn", config.attention_dim(side))
             linear(f"{layer}/fc1", width, inner)
             linear(f"{layer}/fc2", inner, width)
             layer_norm(f"{layer}/final_layer_norm")

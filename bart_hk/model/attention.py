@@ -14,7 +14,7 @@ from bart_hk.model.layers import dropout, linear
 
 
 def split_heads(x: jax.Array, heads: int, axis: int = -1) -> jax.Array:
-    """[B, T, D], or [D, B, T] with axis=0, -> [B, H, T, K]."""
+    """[B, T, H K], or [H K, B, T] with axis=0, -> [B, H, T, K]."""
     if axis == 0:
         width, batch, length = x.shape
         return x.reshape(heads, width // heads, batch, length).transpose(2, 0, 3, 1)
@@ -23,23 +23,22 @@ def split_heads(x: jax.Array, heads: int, axis: int = -1) -> jax.Array:
 
 
 def merge_heads(x: jax.Array, axis: int = -1) -> jax.Array:
-    """[B, H, T, K] -> [B, T, D], or [D, B, T] with axis=0."""
+    """[B, H, T, K] -> [B, T, H K], or [H K, B, T] with axis=0."""
     batch, heads, length, width = x.shape
     if axis == 0:
         return x.transpose(1, 3, 0, 2).reshape(heads * width, batch, length)
     return x.swapaxes(1, 2).reshape(batch, length, heads * width)
 
 
-def project_query(x: jax.Array, heads: int, axis: int = -1) -> jax.Array:
-    """`x` -> scaled queries like it; the scale comes after the bias, as in fairseq."""
-    width = x.shape[axis]
-    return linear(x, width, "q_proj", axis) * (width // heads) ** -0.5
+def project_query(x: jax.Array, heads: int, inner: int, axis: int = -1) -> jax.Array:
+    """`x` -> scaled queries, `inner` = H K wide; the scale comes after the bias, as in fairseq."""
+    return linear(x, inner, "q_proj", axis) * (inner // heads) ** -0.5
 
 
-def project_key_value(x: jax.Array, heads: int) -> tuple[jax.Array, jax.Array]:
+def project_key_value(x: jax.Array, heads: int, inner: int) -> tuple[jax.Array, jax.Array]:
     """`x` -> keys [B, H, K, S], as products with few queries want them; values [B, H, S, K]."""
-    key = split_heads(linear(x, x.shape[-1], "k_proj"), heads)
-    value = split_heads(linear(x, x.shape[-1], "v_proj"), heads)
+    key = split_heads(linear(x, inner, "k_proj"), heads)
+    value = split_heads(linear(x, inner, "v_proj"), heads)
     return key.swapaxes(2, 3), value
 
 
@@ -63,13 +62,13 @@ def attend(
 
 
 def attend_in_steps(
-    query: jax.Array,  # [D, B, W], scaled
+    query: jax.Array,  # [H K, B, W], scaled
     key: jax.Array,  # [B, H, K, S]
     value: jax.Array,  # [B, H, S, K]
     mask: jax.Array,  # bool [B, W, S] or [B, 1, S]
     with_weights: bool,
 ) -> tuple[jax.Array, jax.Array]:
-    """`attend` over the first axis: float32 [D, B, W], and the weights where they are wanted."""
+    """`attend` over the first axis: float32 [H K, B, W], and the weights where they are wanted."""
 
     def on_a_cpu(
         query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array
@@ -88,16 +87,16 @@ def attend_in_steps(
 
 
 def remember_and_attend(
-    query: jax.Array,  # [D, B, W], scaled
-    key: jax.Array,  # [D, B, W], this step's
-    value: jax.Array,  # [D, B, W]
+    query: jax.Array,  # [H K, B, W], scaled
+    key: jax.Array,  # [H K, B, W], this step's
+    value: jax.Array,  # [H K, B, W]
     keys: jax.Array,  # [B, H, K, T W], of the steps so far
     values: jax.Array,  # [B, H, T W, K]
     mask: jax.Array,  # bool [B, W, T W]
     step: jax.Array,  # int32
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`attend` over a cache, to which this step's keys and values are written first: float32
-    [D, B, W] and the cache with them."""
+    [H K, B, W] and the cache with them."""
 
     def anywhere(
         query: jax.Array,
@@ -121,24 +120,19 @@ def remember_and_attend(
     return kernels.choose(keys.dtype, arguments, kernels.remember, anywhere)
 
 
-def _merge_and_project(mixed: jax.Array) -> jax.Array:
-    """The mixed values [B, H, T, K] through the output projection: [B, T, D]."""
-    merged = merge_heads(mixed)
-    return linear(merged, merged.shape[-1], "out_proj")
-
-
 def attention(
     x: jax.Array,  # [B, T, D], the queries
     source: jax.Array,  # [B, S, D], the keys and values
     mask: jax.Array,
     heads: int,
+    inner: int,  # H K
     dropout_rate: float,
     training: bool,
     name: str,
 ) -> tuple[jax.Array, jax.Array]:
     """A whole attention block: output [B, T, D] and weights [B, H, T, S]."""
     with hk.name_scope(name):
-        query = split_heads(project_query(x, heads), heads)
-        key, value = project_key_value(source, heads)
+        query = split_heads(project_query(x, heads, inner), heads)
+        key, value = project_key_value(source, heads, inner)
         mixed, weights = attend(query, key, value, mask, dropout_rate, training)
-        return _merge_and_project(mixed), weights
+        return linear(merge_heads(mixed), x.shape[-1], "out_proj"), weights

@@ -205,10 +205,13 @@ class Encoder(_Stack):
         config = self.config
         pre, rate = config.encoder_normalize_before, config.dropout
         heads, attention_rate = config.encoder_attention_heads, config.attention_dropout
+        inner = config.attention_dim("encoder")
         weights: list[jax.Array] = []
 
         def attend_self(h: jax.Array) -> jax.Array:
-            out, attended = attention(h, h, mask, heads, attention_rate, training, "self_attn")
+            out, attended = attention(
+                h, h, mask, heads, inner, attention_rate, training, "self_attn"
+            )
             weights.append(attended)
             return out
 
@@ -283,6 +286,7 @@ class Decoder(_Stack):
         [B, H, T, T] and [B, H, T, S]. With `at`, it computes that position of each row alone."""
         config = self.config
         heads, rate = config.decoder_attention_heads, config.attention_dropout
+        inner = config.attention_dim("decoder")
         weights: list[jax.Array] = []
         positions = jnp.arange(x.shape[1])
         if at is None:
@@ -294,13 +298,15 @@ class Decoder(_Stack):
             return h if at is None else jnp.take_along_axis(h, at[:, None, None], axis=1)
 
         def attend_self(h: jax.Array) -> jax.Array:
-            out, attended = attention(take(h), h, mask, heads, rate, training, "self_attn")
+            out, attended = attention(take(h), h, mask, heads, inner, rate, training, "self_attn")
             weights.append(attended)
             return out
 
         def attend_source(h: jax.Array) -> jax.Array:
             mask = src_mask[:, None, None]
-            out, attended = attention(h, encoder_out, mask, heads, rate, training, "encoder_attn")
+            out, attended = attention(
+                h, encoder_out, mask, heads, inner, rate, training, "encoder_attn"
+            )
             weights.append(attended)
             return out
 
@@ -351,12 +357,12 @@ class Decoder(_Stack):
         length: int,
     ) -> Cache:
         """The cache before the first step: cross keys and values, and room for `length` steps."""
-        heads = self.config.decoder_attention_heads
+        heads, inner = self.config.decoder_attention_heads, self.config.attention_dim("decoder")
         cross = []
         for i in range(self.config.decoder_layers):
             with hk.name_scope(f"layers_{i}"), hk.name_scope("encoder_attn"):
-                cross.append(project_key_value(encoder_out, heads))
-        batch, width = encoder_out.shape[0], encoder_out.shape[-1] // heads
+                cross.append(project_key_value(encoder_out, heads, inner))
+        batch, width = encoder_out.shape[0], inner // heads
         keys = jnp.zeros((batch, heads, width, length * beam), encoder_out.dtype)
         values = jnp.zeros((batch, heads, length * beam, width), encoder_out.dtype)
         return Cache(
@@ -378,7 +384,7 @@ class Decoder(_Stack):
         """One token of every beam: features float32 [D, B, W], the cache with this step written,
         and the last layer's attention to the source, averaged over heads, float32 [B, W, S]."""
         config = self.config
-        heads = config.decoder_attention_heads
+        heads, inner = config.decoder_attention_heads, config.attention_dim("decoder")
         x = self._embed(self._tokens(), tokens, position, self._rows(), False)
         x = jnp.moveaxis(x.astype(jnp.float32), -1, 0)  # [D, B, W]: see `bart_hk.model.layers`
         keys, values = list(cache.keys), list(cache.values)
@@ -391,8 +397,8 @@ class Decoder(_Stack):
 
             def attend_self(h: jax.Array, i: int = i) -> jax.Array:
                 with hk.name_scope("self_attn"):
-                    query = project_query(h, heads, axis=0)
-                    key, value = (linear(h, h.shape[0], f"{n}_proj", axis=0) for n in "kv")
+                    query = project_query(h, heads, inner, axis=0)
+                    key, value = (linear(h, inner, f"{n}_proj", axis=0) for n in "kv")
                     mixed, keys[i], values[i] = remember_and_attend(
                         query, key, value, keys[i], values[i], mask, position
                     )
@@ -400,7 +406,7 @@ class Decoder(_Stack):
 
             def attend_source(h: jax.Array, i: int = i) -> jax.Array:
                 with hk.name_scope("encoder_attn"):
-                    query = project_query(h, heads, axis=0)
+                    query = project_query(h, heads, inner, axis=0)
                     seen = (cache.cross_keys[i], cache.cross_values[i], source_mask)
                     mixed, weights = attend_in_steps(query, *seen, with_weights=i == last)
                     crosses.append(weights)

@@ -23,7 +23,7 @@ _KNOWN = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 def training_flops(config: BARTConfig, source: np.ndarray, target: np.ndarray) -> int:
     """FLOPs of one pass forward and back over rows of these lengths.
 
-    Forward: twice the weights of every matrix that a token meets, and in attention 4 D for every
+    Forward: twice the weights of every matrix that a token meets, and in attention 4 H K for every
     pair of query and key; a causal pair that is masked is computed by nobody who can help it, so
     half of them count. Back: twice as much again.
 
@@ -31,16 +31,19 @@ def training_flops(config: BARTConfig, source: np.ndarray, target: np.ndarray) -
         source, target: int [B], real tokens of each row.
     """
     width, rows = config.encoder_embed_dim, config.vocab_size
+    encoder_heads, decoder_heads = map(config.attention_dim, ("encoder", "decoder"))
     source, target = (np.asarray(n, np.float64) for n in (source, target))
-    encoder = 4 * width**2 + 2 * width * config.encoder_ffn_embed_dim
-    decoder = 6 * width**2 + 2 * width * config.decoder_ffn_embed_dim
-    cross = 2 * width**2  # keys and values of the source
+    encoder = 4 * width * encoder_heads + 2 * width * config.encoder_ffn_embed_dim
+    decoder = 6 * width * decoder_heads + 2 * width * config.decoder_ffn_embed_dim
+    cross = 2 * width * decoder_heads  # keys and values of the source
     weights = config.encoder_layers * encoder * source.sum()
     weights += config.decoder_layers * (decoder * target.sum() + cross * source.sum())
     weights += width * rows * target.sum()
-    pairs = config.encoder_layers * (source**2).sum()
-    pairs += config.decoder_layers * ((target**2).sum() / 2 + (source * target).sum())
-    return int(3 * (2 * weights + 4 * width * pairs))
+    pairs = encoder_heads * config.encoder_layers * (source**2).sum()
+    pairs += (
+        decoder_heads * config.decoder_layers * ((target**2).sum() / 2 + (source * target).sum())
+    )
+    return int(3 * (2 * weights + 4 * pairs))
 
 
 def batch_costs(config: BARTConfig, batches: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -233,6 +233,12 @@ def test_a_bare_state_dict(tmp_path, real, assert_equal, caplog):
     assert_equal(model.params, expected.params)
 
 
+def test_fairseqs_heads_have_no_width_of_their_own(tmp_path, random_params, small):
+    config = small(attention_head_dim=7)
+    with pytest.raises(ValueError, match="attention_head_dim=7, but fairseq's heads share the"):
+        write_fairseq(tmp_path, config, random_params(config))
+
+
 def test_a_bare_state_dict_says_what_it_can(tmp_path, random_params, small):
     """Heads of 64, mBART's scale where it is pre-norm, which tables are one."""
     untied = {"share_all_embeddings": False, "share_decoder_input_output_embed": False}

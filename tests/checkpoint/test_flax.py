@@ -310,6 +310,19 @@ def test_the_ports_own_arithmetic(models, tmp_path):
     np.testing.assert_allclose(split.swapaxes(1, 2).reshape(2, 5, 16), flat, rtol=0, atol=1e-5)
 
 
+def test_heads_of_a_width_of_their_own(small, random_params, tmp_path, assert_equal):
+    config = small(attention_head_dim=7)
+    params = random_params(config)
+    write_model(tmp_path / "out", config, params, layout=PER_HEAD_WEIGHTS)
+    kernel = tree_of(tmp_path / "out" / PER_HEAD_WEIGHTS)["decoder_layers.0.cross_attn.ff.kernel"]
+    assert kernel.shape == (2, 7, 16)
+    assert_equal(read_model(tmp_path / "out").params, params)
+    shutil.copy(tmp_path / "out" / PER_HEAD_WEIGHTS, tmp_path / "bare.dat")
+    bare = read_model(tmp_path / "bare.dat")
+    assert bare.config.attention_head_dim == 7
+    assert_equal(bare.params, params)
+
+
 def test_loading_a_single_file(per_head, tmp_path):
     text = TextEncoder.gpt2()
     tables = tree_of(per_head)

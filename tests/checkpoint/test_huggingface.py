@@ -33,6 +33,7 @@ OURS_ALONE = {
     "layernorm_embedding": {"layernorm_embedding": False},
     "encoder_normalize_before": {"decoder_normalize_before": True},
     "max_source_positions": {"max_source_positions": 30},
+    "attention_head_dim": {"attention_head_dim": 7},
     "encoder_learned_pos": {"encoder_learned_pos": False},
     "decoder_learned_pos": {"decoder_learned_pos": False},
     "position_offset": {"position_offset": 1, "pad_token_id": 0, "unk_token_id": None},
@@ -104,7 +105,7 @@ def test_every_field_of_the_config_survives(tmp_path, small, random_params, fiel
     elif isinstance(value, int):
         other = 2 * value or 4
     else:
-        other = value + 0.25
+        other = 7 if value is None else value + 0.25
     change = {field: other}
     if field == "share_decoder_input_output_embed":
         change["share_all_embeddings"] = False

@@ -16,6 +16,7 @@ VARIANTS = [
     {"share_all_embeddings": False, "share_decoder_input_output_embed": False},
     {"final_logits_bias": True, "max_source_positions": 30, "position_offset": 5},
     {"encoder_layers": 1, "decoder_layers": 3},
+    {"attention_head_dim": 7},
     {"encoder_learned_pos": False},
     {"encoder_learned_pos": False, "decoder_learned_pos": False},
 ]

@@ -36,6 +36,7 @@ VARIANTS = {
         final_logits_bias=True,
         layernorm_embedding=False,
     ),
+    "wide_heads": TINY.replace(attention_head_dim=6),
     "sinusoidal": TINY.replace(encoder_learned_pos=False, decoder_learned_pos=False),
     "pad0": TINY.replace(
         pad_token_id=0,
@@ -356,3 +357,38 @@ def test_head_computes_what_fairseqs_does():
     dropping = ClassificationHead(TINY.replace(pooler_dropout=0.5), 3, inner_dim=5)
     np.testing.assert_allclose(dropping.apply(params, x), expected, atol=1e-6)
     assert not np.allclose(dropping.apply(params, x, jax.random.key(2)), expected, atol=1e-3)
+
+
+def test_wider_heads_that_add_nothing():
+    """Twice the width of the heads, with zeros in what is new, is the same network: the scale is
+    that of a head's own width."""
+    config = TINY.replace(encoder_attention_heads=2, decoder_attention_heads=2)
+    wide = config.replace(attention_head_dim=config.encoder_embed_dim)
+    params = random_params(config)
+    heads, width = 2, config.encoder_embed_dim // 2
+
+    def widen(path: str, leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        part = path.rpartition("/")[2]
+        if part not in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            return leaves
+        scale = 2**0.5 if part == "q_proj" else 1.0
+        w, b = leaves["w"], leaves["b"]
+        if part == "out_proj":
+            split = w.reshape(heads, width, -1)
+            return {"w": np.concatenate([split, 0 * split], 1).reshape(-1, w.shape[1]), "b": b}
+        split, bias = w.reshape(-1, heads, width), b.reshape(heads, width)
+        return {
+            "w": scale * np.concatenate([split, 0 * split], 2).reshape(w.shape[0], -1),
+            "b": scale * np.concatenate([bias, 0 * bias], 1).reshape(-1),
+        }
+
+    wider = {path: widen(path, leaves) for path, leaves in params.items()}
+    source, target = rows(config, 7, 4), rows(config, 5, 6)
+
+    def features(config, params):
+        bart = BART(config)
+        return np.asarray(bart.decode(params, target, bart.encode(params, source)).features)
+
+    found, expected = features(wide, wider), features(config, params)
+    assert expected.std() > 0.1
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
