@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from bart_hk.config import BARTConfig
@@ -22,14 +21,12 @@ from bart_hk.data.noised import NoisedBlocks
 from bart_hk.data.noising import PRESETS, NoiseConfig, Noiser, full_stops, word_starts
 from bart_hk.data.readers import DataError
 from bart_hk.data.store import TokenStore, store_exists
-from bart_hk.model import BART, Params
-from bart_hk.tasks import TaskDefaults, TaskKind, losses
+from bart_hk.tasks import TaskKind, losses
 from bart_hk.tasks.losses import CrossEntropyConfig
+from bart_hk.tasks.writing import TextWriting
 from bart_hk.text import TextEncoder
 
 _log = logging.getLogger(__name__)
-
-Tree = dict[str, Params]  # {"model": the body's parameters}
 
 
 @dataclass
@@ -83,7 +80,7 @@ def noise_config(config: DenoisingConfig) -> NoiseConfig:
         raise DataError(f"task.{error}") from None
 
 
-class Denoising(TaskDefaults):
+class Denoising(TextWriting):
     """The task; see `bart_hk.tasks.Task` for what its methods are for.
 
     Attributes:
@@ -249,30 +246,6 @@ class Denoising(TaskDefaults):
             weights = smoothed_weights(sizes, config.multilang_sampling_alpha)
         self._opened[name] = Corpora(blocks, {} if plain else weights)
         return self._opened[name]
-
-    def init(self, bart: BART, params: Params, key: jax.Array, restored: dict[str, Any]) -> Tree:
-        """The body alone; heads of a restored model are left behind."""
-        return {"model": params}
-
-    def loss(
-        self, bart: BART, params: Tree, key: jax.Array, batch: dict[str, jax.Array]
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The summed loss over target tokens. Traced."""
-        return losses.sequence_loss(bart, params["model"], key, batch, self.criterion)
-
-    def predict(
-        self, bart: BART, params: Tree, batch: dict[str, jax.Array]
-    ) -> dict[str, jax.Array]:
-        """Each row's sums; see `losses.sequence_outputs`. Traced."""
-        return losses.sequence_outputs(bart, params["model"], batch, self.criterion)
-
-    def metrics(self, outputs: dict[str, np.ndarray]) -> dict[str, float]:
-        """`loss` as the criterion has it, `nll_loss`, `ppl` and `accuracy` of the next token."""
-        return losses.sequence_metrics(outputs, self.criterion)
-
-    def parts(self, params: Tree) -> tuple[Params, dict[str, Any]]:
-        """The body's parameters; there is no head."""
-        return params["model"], {}
 
 
 KIND = TaskKind(DenoisingConfig(), losses.SEQUENCE_CRITERIA, Denoising)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bart_hk.data.readers import DataError
-from bart_hk.model import BART, Params
+from bart_hk.model import BART, DecoderOutput, EncoderOutput, Params
 
 
 @dataclass
@@ -62,20 +62,29 @@ def sequence_loss(
         `nll_loss` (without smoothing), `tokens` (of targets), and where asked for `correct` and
         `predicted` (the tokens that had a loss).
     """
-    target = batch["target"]
-    real = target != bart.config.pad_token_id
-    smoothing, ignored, alpha = _smoothing(criterion)
-    counted = real & (jnp.arange(target.shape[1]) >= ignored)
+    target, pad = batch["target"], bart.config.pad_token_id
+    _, _, alpha = _smoothing(criterion)
     second = None
     if alpha and key is not None:
         key, second = jax.random.split(key)
     logits = sequence_logits(bart, params, key, batch)
-    loss, nll = cross_entropy(logits, target, counted, smoothing)
+    loss, sums = sequence_loss_of(logits, target, pad, criterion)
     if second is not None:
         other = sequence_logits(bart, params, second, batch)
-        again, _ = cross_entropy(other, target, counted, smoothing)
+        again, _ = sequence_loss_of(other, target, pad, criterion)
+        counted = counted_tokens(target, pad, criterion)
         # Half of the paper's sum, so that the loss is the plain one where both passes agree.
         loss = (loss + again + alpha * disagreement(logits, other, counted)) / 2
+    return loss, sums
+
+
+def sequence_loss_of(
+    logits: jax.Array, target: jax.Array, pad: int, criterion: CrossEntropyConfig
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """`sequence_loss` of logits [B, T, V] that are there, without R-Drop. Traced."""
+    real = target != pad
+    counted = counted_tokens(target, pad, criterion)
+    loss, nll = cross_entropy(logits, target, counted, _smoothing(criterion)[0])
     tokens = real.sum()
     sums = {
         "count": real.any(axis=1).sum() if criterion.sentence_avg else tokens,
@@ -88,14 +97,38 @@ def sequence_loss(
     return loss, sums
 
 
+def counted_tokens(target: jax.Array, pad: int, criterion: CrossEntropyConfig) -> jax.Array:
+    """Which tokens of int32 [B, T] have a loss: bool [B, T]."""
+    return (target != pad) & (jnp.arange(target.shape[1]) >= _smoothing(criterion)[1])
+
+
 def sequence_logits(
     bart: BART, params: Params, key: jax.Array | None, batch: dict[str, jax.Array]
 ) -> jax.Array:
     """Of every target token, [B, T, V]; a key turns dropout on. Traced."""
+    return bart.project(params, sequence_states(bart, params, key, batch)[1].features)
+
+
+def sequence_states(
+    bart: BART,
+    params: Params,
+    key: jax.Array | None,
+    batch: dict[str, jax.Array],
+    return_all_hiddens: bool = False,
+) -> tuple[EncoderOutput, DecoderOutput]:
+    """What both sides give for a batch; a key turns dropout on. Traced."""
     keys = (None, None) if key is None else jax.random.split(key)
-    encoded = bart.encode(params, batch["src_tokens"], key=keys[0])
-    decoded = bart.decode(params, batch["prev_output_tokens"], encoded, key=keys[1])
-    return bart.project(params, decoded.features)
+    encoded = bart.encode(
+        params, batch["src_tokens"], key=keys[0], return_all_hiddens=return_all_hiddens
+    )
+    decoded = bart.decode(
+        params,
+        batch["prev_output_tokens"],
+        encoded,
+        key=keys[1],
+        return_all_hiddens=return_all_hiddens,
+    )
+    return encoded, decoded
 
 
 def sequence_outputs(
@@ -105,8 +138,8 @@ def sequence_outputs(
     have a loss `predicted` and `correct`. Traced."""
     logits, target = sequence_logits(bart, params, None, batch), batch["target"]
     real = target != bart.config.pad_token_id
-    smoothing, ignored, _ = _smoothing(criterion)
-    counted = real & (jnp.arange(target.shape[1]) >= ignored)
+    smoothing = _smoothing(criterion)[0]
+    counted = counted_tokens(target, bart.config.pad_token_id, criterion)
     logp = jax.nn.log_softmax(logits.astype(jnp.float32))
     nll = -jnp.take_along_axis(logp, target[..., None], axis=-1)[..., 0]
     share = smoothing / (logits.shape[-1] - 1) if smoothing else 0.0

@@ -17,7 +17,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
 from bart_hk.config import BARTConfig
@@ -26,16 +25,15 @@ from bart_hk.data.readers import DataError
 from bart_hk.data.store import TokenStore
 from bart_hk.generation.generator import Generator
 from bart_hk.generation.options import GenerationOptions
-from bart_hk.model import BART, Params
-from bart_hk.tasks import Batch, TaskDefaults, TaskKind, files, losses
+from bart_hk.model import BART
+from bart_hk.tasks import Batch, TaskKind, files, losses
 from bart_hk.tasks.losses import CrossEntropyConfig
 from bart_hk.tasks.pairs import Pairs, PairsConfig, read_splits
 from bart_hk.tasks.text_metrics import TextMetrics
+from bart_hk.tasks.writing import TextWriting, Tree
 from bart_hk.text import TextEncoder
 
 _log = logging.getLogger(__name__)
-
-Tree = dict[str, Params]  # {"model": the body's parameters}
 
 # Targets have fewer lengths than sources: every pair of both is a program.
 _TARGET_BUCKETS = (8, 16, 32, 64, 128, 256, 512)
@@ -96,7 +94,7 @@ class EncodedPairs:
         return f"{self.pairs.name}, lines {lines}"
 
 
-class Translation(TaskDefaults):
+class Translation(TextWriting):
     """The task; see `bart_hk.tasks.Task` for what its methods are for.
 
     Raises (when made):
@@ -208,26 +206,6 @@ class Translation(TaskDefaults):
         """What ends a row, however much of it is cut."""
         return [config.eos_token_id]
 
-    def init(self, bart: BART, params: Params, key: jax.Array, restored: dict[str, Any]) -> Tree:
-        """The body alone; heads of a restored model are left behind."""
-        return {"model": params}
-
-    def loss(
-        self, bart: BART, params: Tree, key: jax.Array, batch: dict[str, jax.Array]
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The summed loss over target tokens. Traced."""
-        return losses.sequence_loss(bart, params["model"], key, batch, self.criterion)
-
-    def predict(
-        self, bart: BART, params: Tree, batch: dict[str, jax.Array]
-    ) -> dict[str, jax.Array]:
-        """Each row's sums; see `losses.sequence_outputs`. Traced."""
-        return losses.sequence_outputs(bart, params["model"], batch, self.criterion)
-
-    def metrics(self, outputs: dict[str, np.ndarray]) -> dict[str, float]:
-        """`loss` as the criterion has it, `nll_loss`, `ppl` and `accuracy` of the next token."""
-        return losses.sequence_metrics(outputs, self.criterion)
-
     def written(self, bart: BART, params: Tree) -> dict[str, float]:
         """BLEU and ROUGE, if asked for."""
         if not self._names:
@@ -259,10 +237,6 @@ class Translation(TaskDefaults):
     def _text(self, ids: Iterable[int], config: BARTConfig) -> str:
         special = (config.bos_token_id, config.eos_token_id, config.pad_token_id)
         return self._encoder.decode([int(i) for i in ids if i not in special])
-
-    def parts(self, params: Tree) -> tuple[Params, dict[str, Any]]:
-        """The body's parameters; there is no head."""
-        return params["model"], {}
 
 
 KIND = TaskKind(

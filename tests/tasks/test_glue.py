@@ -13,7 +13,7 @@ from bart_hk.tasks.sentence_prediction import (
     SentencePredictionCriterionConfig,
 )
 from tests.parameters import random_params
-from tests.tasks.test_sentence_prediction import ENCODER, MODEL
+from tests.tasks.tiny import ENCODER, MODEL
 
 # Header and two rows of each: texts "aa ..." (and "bb"), the labels in the order of the file.
 FILES = {

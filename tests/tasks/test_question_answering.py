@@ -19,7 +19,7 @@ from bart_hk.tasks.squad import exact_match, f1
 from bart_hk.text import TextEncoder
 from bart_hk.text.pieces import encode_pieces
 from tests.parameters import random_params
-from tests.tasks.test_sentence_prediction import ENCODER, MODEL
+from tests.tasks.tiny import ENCODER, MODEL
 
 CONTEXT = "aa bb cc, dd ee. ff gg hh aa bb cc"
 

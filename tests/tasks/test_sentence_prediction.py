@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bart_hk.config import BARTConfig
 from bart_hk.data.readers import DataError
 from bart_hk.data.store import StoreWriter
 from bart_hk.model import BART, ClassificationHead
@@ -16,21 +15,9 @@ from bart_hk.tasks.sentence_prediction import (
 )
 from bart_hk.text import train_bpe
 from tests.parameters import random_params
+from tests.tasks.tiny import ENCODER, MODEL
 
 PAIRS = "sentence1\tsentence2\tlabel\naa\tbb cc\tyes\ndd ee ff gg\thh\tno\n"
-ENCODER = train_bpe(["aa bb cc dd ee ff gg hh"], 300)
-MODEL = BARTConfig(
-    vocab_size=len(ENCODER.dictionary),
-    encoder_embed_dim=8,
-    encoder_ffn_embed_dim=8,
-    decoder_ffn_embed_dim=8,
-    encoder_layers=1,
-    decoder_layers=1,
-    encoder_attention_heads=2,
-    decoder_attention_heads=2,
-    max_source_positions=20,
-    max_target_positions=20,
-)
 
 
 def make(tmp_path, train=PAIRS, valid=None, criterion=None, **options):

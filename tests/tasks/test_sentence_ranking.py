@@ -13,7 +13,7 @@ from bart_hk.tasks.sentence_ranking import (
     SentenceRankingCriterionConfig,
 )
 from tests.parameters import random_params
-from tests.tasks.test_sentence_prediction import ENCODER, MODEL
+from tests.tasks.tiny import ENCODER, MODEL
 
 TABLE = "question\tchoice1\tchoice2\tchoice3\tlabel\naa\tbb\tcc dd\tee\t2\nff\tgg hh\taa\tbb\t0\n"
 

@@ -16,7 +16,7 @@ from bart_hk.tasks.token_classification import (
     TokenClassificationCriterionConfig,
 )
 from tests.parameters import random_params
-from tests.tasks.test_sentence_prediction import ENCODER, MODEL
+from tests.tasks.tiny import ENCODER, MODEL
 
 CONLL = """-DOCSTART- -X- O O
 

@@ -7,30 +7,16 @@ import jax
 import numpy as np
 import pytest
 
-from bart_hk.config import BARTConfig
 from bart_hk.data.readers import DataError
 from bart_hk.data.store import StoreWriter
 from bart_hk.model import BART
 from bart_hk.tasks import losses
 from bart_hk.tasks.losses import CrossEntropyConfig, LabelSmoothedCrossEntropyConfig
 from bart_hk.tasks.translation import Translation, TranslationConfig
-from bart_hk.text import train_bpe
 from tests.parameters import random_params
+from tests.tasks.tiny import ENCODER, MODEL
 
 TABLE = "source\ttarget\naa bb\tcc\ndd ee ff gg hh\taa bb cc dd ee\ncc\tdd\n"
-ENCODER = train_bpe(["aa bb cc dd ee ff gg hh"], 300)
-MODEL = BARTConfig(
-    vocab_size=len(ENCODER.dictionary),
-    encoder_embed_dim=8,
-    encoder_ffn_embed_dim=8,
-    decoder_ffn_embed_dim=8,
-    encoder_layers=1,
-    decoder_layers=1,
-    encoder_attention_heads=2,
-    decoder_attention_heads=2,
-    max_source_positions=20,
-    max_target_positions=20,
-)
 
 
 def make(tmp_path, table=TABLE, valid=None, criterion=None, **options):
@@ -100,14 +86,14 @@ def test_losses_are_fairseqs_and_padding_counts_nothing(tmp_path):
     task.encode(ENCODER, MODEL)
     bart = BART(MODEL.replace(dropout=0.0))
     params = task.init(bart, random_params(MODEL, 0.3), jax.random.key(0), {})
-    loss, sums = task.loss(bart, params, None, task.train.batch(np.arange(3), 20, 4))
+    batch = task.train.batch(np.arange(3), 20, 4)
+    loss, sums = jax.jit(lambda batch: task.loss(bart, params, None, batch))(batch)
+    logits_of = jax.jit(lambda batch: losses.sequence_logits(bart, params["model"], None, batch))
+    predict = jax.jit(lambda batch: task.predict(bart, params, batch))
     expected, nll, count = 0.0, 0.0, 0
     for source, target in zip(task.train.sources, task.train.targets, strict=True):
-        encoded = bart.encode(params["model"], source[None])
         previous = np.concatenate([[2], target[:-1]])[None]
-        logits = bart.project(
-            params["model"], bart.decode(params["model"], previous, encoded).features
-        )
+        logits = logits_of({"src_tokens": source[None], "prev_output_tokens": previous})
         logp = np.asarray(jax.nn.log_softmax(logits), np.float64)[0]
         eps = 0.1 / (MODEL.vocab_size - 1)
         mine = -logp[np.arange(len(target)), target]
@@ -117,7 +103,7 @@ def test_losses_are_fairseqs_and_padding_counts_nothing(tmp_path):
     assert float(sums["nll_loss"]) == pytest.approx(nll, rel=1e-5)
     assert int(sums["count"]) == int(sums["tokens"]) == count
     batches = [task.valid.batch(np.array(rows), 20, 2) for rows in ([0, 2], [1])]
-    outputs = [task.predict(bart, params, batch) for batch in batches]
+    outputs = [predict(batch) for batch in batches]
     rows = {
         name: np.concatenate([np.asarray(outputs[0][name]), np.asarray(outputs[1][name])[:1]])
         for name in outputs[0]
@@ -134,11 +120,14 @@ def test_r_drop_over_target_tokens(tmp_path):
     batch = task.train.batch(np.arange(3), 20, 3)
     params, key = random_params(MODEL, 0.5), jax.random.key(5)
     bart = BART(MODEL.replace(dropout=0.2))
-    found = []
-    for alpha in (1.0, 3.0):
-        criterion = LabelSmoothedCrossEntropyConfig(rdrop_alpha=alpha)
-        found.append(float(losses.sequence_loss(bart, params, key, batch, criterion)[0]))
-    passes = [losses.sequence_logits(bart, params, k, batch) for k in jax.random.split(key)]
+    criteria = [LabelSmoothedCrossEntropyConfig(rdrop_alpha=alpha) for alpha in (1.0, 3.0)]
+    found, passes = jax.jit(
+        lambda key: (
+            [losses.sequence_loss(bart, params, key, batch, c)[0] for c in criteria],
+            [losses.sequence_logits(bart, params, k, batch) for k in jax.random.split(key)],
+        )
+    )(key)
+    found = [float(loss) for loss in found]
     p, q = (np.asarray(jax.nn.softmax(x), np.float64) for x in passes)
     each = (p * np.log(p / q) + q * np.log(q / p)).sum(-1) / 2
     divergence = each[batch["target"] != 1].sum()

@@ -11,7 +11,8 @@ from bart_hk.tasks.translation_from_pretrained_bart import (
     TranslationFromPretrainedBART,
 )
 from tests.parameters import random_params
-from tests.tasks.test_translation import ENCODER, MODEL, TABLE
+from tests.tasks.test_translation import TABLE
+from tests.tasks.tiny import ENCODER, MODEL
 
 LANGUAGES = ENCODER.insert_symbols(["[en_XX]", "[ro_RO]"])
 EN, RO = (LANGUAGES.dictionary.index(f"[{name}]") for name in ("en_XX", "ro_RO"))
