@@ -36,6 +36,21 @@ class Activation(enum.StrEnum):
     linear = "linear"
 
 
+class Flavour(enum.StrEnum):
+    """Which of the two stacks a BART has."""
+
+    encoder_decoder = "encoder_decoder"  # writes a text from a text
+    encoder_only = "encoder_only"  # reads: features, masked tokens, classes
+    decoder_only = "decoder_only"  # goes on after a text: a causal language model
+
+
+_SIDES = {
+    Flavour.encoder_decoder: ("encoder", "decoder"),
+    Flavour.encoder_only: ("encoder",),
+    Flavour.decoder_only: ("decoder",),
+}
+
+
 @dataclass(frozen=True)
 class BARTConfig:
     """The shape, the dropout rates and the special ids of a BART. The defaults are bart_large's.
@@ -43,6 +58,9 @@ class BARTConfig:
     Encoder and decoder share one width, as in every published BART. Source of the names and the
     defaults: fairseq `models/bart/model.py`.
     """
+
+    # Fields of a stack that is not there have no effect.
+    flavour: Flavour = Flavour.encoder_decoder
 
     # Sizes.
     vocab_size: int = 50265  # V, rows of the embedding table, specials and `<mask>` included
@@ -94,12 +112,17 @@ class BARTConfig:
     forced_eos_token_id: int | None = 2  # last token where the maximal length is reached
 
     def __post_init__(self) -> None:
-        for name in ("activation_fn", "pooler_activation_fn"):
+        kinds: tuple[tuple[str, type[enum.StrEnum]], ...] = (
+            ("flavour", Flavour),
+            ("activation_fn", Activation),
+            ("pooler_activation_fn", Activation),
+        )
+        for name, kind in kinds:
             value = getattr(self, name)
             try:
-                object.__setattr__(self, name, Activation(value))
+                object.__setattr__(self, name, kind(value))
             except ValueError:
-                known = ", ".join(a.value for a in Activation)
+                known = ", ".join(a.value for a in kind)
                 raise ValueError(f"{name}={value!r} is not known; choose one of: {known}") from None
         for name in _POSITIVE:
             if getattr(self, name) < 1:
@@ -108,7 +131,7 @@ class BARTConfig:
             raise ValueError(
                 f"attention_head_dim must be at least 1, not {self.attention_head_dim}"
             )
-        for side in ("encoder", "decoder"):
+        for side in self.sides:
             heads = getattr(self, f"{side}_attention_heads")
             if self.attention_head_dim is None and self.encoder_embed_dim % heads:
                 raise ValueError(
@@ -135,6 +158,20 @@ class BARTConfig:
             )
         if self.position_offset < 0:
             raise ValueError(f"position_offset must not be negative, not {self.position_offset}")
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """The stacks that there are: of "encoder" and "decoder"."""
+        return _SIDES[self.flavour]
+
+    def require(self, side: str, what: str) -> None:
+        """Raises ValueError unless there is the stack that `what` needs."""
+        if side not in self.sides:
+            others = [f.value for f in Flavour if side in _SIDES[f]]
+            raise ValueError(
+                f"{what} needs {'an' if side == 'encoder' else 'a'} {side}, which a model of "
+                f"flavour={self.flavour} does not have; take one of {' or '.join(others)}"
+            )
 
     def attention_dim(self, side: str) -> int:
         """H K, the width of all heads of the "encoder" or the "decoder" together."""

@@ -281,6 +281,8 @@ def arguments(config: BARTConfig, task: str, languages: Iterable[str] = ()) -> d
                 f"{name}={getattr(config, name)}, but fairseq's dictionaries begin with "
                 "<s> <pad> </s> <unk>"
             )
+    if len(config.sides) < 2:
+        raise ValueError(f"flavour={config.flavour}, but a BART of fairseq's has both stacks")
     if config.attention_head_dim is not None:
         raise ValueError(
             f"attention_head_dim={config.attention_head_dim}, but fairseq's heads share the "
@@ -290,7 +292,13 @@ def arguments(config: BARTConfig, task: str, languages: Iterable[str] = ()) -> d
     for field in dataclasses.fields(config):
         if not field.name.endswith("_token_id"):
             args[field.name] = getattr(config, field.name)
-    for name in ("vocab_size", "position_offset", "final_logits_bias", "attention_head_dim"):
+    for name in (
+        "vocab_size",
+        "position_offset",
+        "final_logits_bias",
+        "attention_head_dim",
+        "flavour",
+    ):
         del args[name]
     for name in ("activation_fn", "pooler_activation_fn"):
         if args[name] not in _WRITTEN_ACTIVATIONS:

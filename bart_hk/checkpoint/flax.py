@@ -64,6 +64,8 @@ def flax_lacks(config: BARTConfig, plbart: bool = False) -> str | None:
     """What transformers' Flax models have not, besides what its torch models have not; or None."""
     if plbart:
         return "no Flax PLBart"
+    if len(config.sides) < 2:
+        return f"no Flax BART with flavour={config.flavour}"
     if config.activation_fn not in _ACTIVATIONS:
         return f"no Flax BART with activation_fn={config.activation_fn}"
     return None

@@ -139,10 +139,11 @@ def _read_model(directory: Path, dtype: Any, place: Place | None) -> ModelFiles:
         # A trunk without an output layer: the target table is as good as any.
         config = config.replace(share_decoder_input_output_embed=True)
     _check_vocabulary(config, weights)
-    if config.encoder_layers + config.decoder_layers > len(weights.names()):
+    layers = {f"{side}_layers": getattr(config, f"{side}_layers") for side in config.sides}
+    if sum(layers.values()) > len(weights.names()):
+        said = " and ".join(f"{name}={count}" for name, count in layers.items())
         raise ValueError(
-            f"{directory / CONFIG} says encoder_layers={config.encoder_layers} and "
-            f"decoder_layers={config.decoder_layers}; there are {len(weights.names())} tensors"
+            f"{directory / CONFIG} says {said}; there are {len(weights.names())} tensors"
         )
     if "final_logits_bias" not in beyond and "final_logits_bias" in weights.names():
         bias = weights.read("final_logits_bias", (1, config.vocab_size))
@@ -229,7 +230,7 @@ def _read_head(
 
 
 def _check_vocabulary(config: BARTConfig, weights: Weights) -> None:
-    path = "embed_tokens" if config.share_all_embeddings else "decoder/embed_tokens"
+    path = "embed_tokens" if config.share_all_embeddings else f"{config.sides[-1]}/embed_tokens"
     name = _stored_name(path, "embeddings", weights.names())
     rows = weights.shape(name)[0]
     if rows != config.vocab_size:
@@ -311,7 +312,7 @@ def write_model(
     if head is not None and head not in heads:
         raise ValueError(f"no head {head!r}; there are: {', '.join(sorted(heads)) or 'none'}")
     tree.check_parameters(params, config)
-    dtype = str(np.dtype(params["encoder/layers_0/fc1"]["w"].dtype))
+    dtype = str(np.dtype(params[f"{config.sides[0]}/layers_0/fc1"]["w"].dtype))
     main, beside = stored_tensors(config, params, heads, head)
     about = {
         name: {
@@ -392,13 +393,13 @@ def stored_tensors(
                 output["final_logits_bias"] = partial(lambda a: np.asarray(a)[None], array)
             else:
                 main[f"model.{tree.torch_name(path, name)}"] = make
-    if not config.share_all_embeddings:
+    if not config.share_all_embeddings and len(config.sides) == 2:
         # transformers has a third table, which nothing reads once these two are loaded.
         main["model.shared.weight"] = main["model.encoder.embed_tokens.weight"]
         if config.share_decoder_input_output_embed and not head:
             main["lm_head.weight"] = main["model.decoder.embed_tokens.weight"]
     if not config.final_logits_bias and not head:
-        table = params["encoder/layers_0/fc1"]["w"]
+        table = params[f"{config.sides[0]}/layers_0/fc1"]["w"]
         main["final_logits_bias"] = partial(np.zeros, (1, config.vocab_size), table.dtype)
     for name, files_of_head in heads.items():
         for leaf, array in tree.head_to_torch(files_of_head.params).items():

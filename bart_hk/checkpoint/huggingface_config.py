@@ -107,6 +107,8 @@ def config_from_json(
 def transformers_lacks(config: BARTConfig) -> list[str]:
     """The fields of `config` whose values transformers' BART and mBART cannot express."""
     fields = []
+    if config.flavour != "encoder_decoder":
+        fields.append("flavour")
     if config.encoder_normalize_before != config.decoder_normalize_before:
         fields.append("encoder_normalize_before")
     if not config.layernorm_embedding:
@@ -146,7 +148,7 @@ def config_to_json(
             prefix + ("ForSequenceClassification" if head else "ForConditionalGeneration")
         ],
         "model_type": kind,
-        "is_encoder_decoder": True,
+        "is_encoder_decoder": config.flavour == "encoder_decoder",
         "torch_dtype": dtype,
     }
     for field, key in _KEYS.items():

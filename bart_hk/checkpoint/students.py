@@ -74,11 +74,12 @@ def student(
         encoder_layers, decoder_layers: how many it has; None keeps all.
 
     Raises:
-        ValueError: the teacher has fewer.
+        ValueError: the teacher has fewer, or no such stack.
     """
     for side, wanted in (("encoder", encoder_layers), ("decoder", decoder_layers)):
         if wanted is None:
             continue
+        config.require(side, f"--{side}-layers {wanted}")
         there = getattr(config, f"{side}_layers")
         try:
             kept = layers_to_copy(there, wanted)

@@ -66,6 +66,8 @@ def parameter_shapes(config: BARTConfig) -> Shapes:
             config.decoder_normalize_before,
         ),
     ):
+        if side not in config.sides:
+            continue
         if not config.share_all_embeddings:
             shapes[f"{side}/embed_tokens"] = {"embeddings": (vocabulary, width)}
         if getattr(config, f"{side}_learned_pos"):
@@ -76,7 +78,7 @@ def parameter_shapes(config: BARTConfig) -> Shapes:
         for i in range(layers):
             layer = f"{side}/layers_{i}"
             attention(f"{layer}/self_attn", config.attention_dim(side))
-            if side == "decoder":
+            if side == "decoder" and "encoder" in config.sides:
                 attention(f"{layer}/encoder_attn", config.attention_dim(side))
             linear(f"{layer}/fc1", width, inner)
             linear(f"{layer}/fc2", inner, width)

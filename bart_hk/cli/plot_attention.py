@@ -40,6 +40,8 @@ def draw(
     rows: dict[str, list[tuple[str, Any]]] = {}
     for kind in _KINDS:
         layers = getattr(weights, kind)
+        if not len(layers):  # of a model without the stack
+            continue
         if layer is None:
             rows[kind] = [(f"layer {i}", w.mean(axis=0)) for i, w in enumerate(layers)]
         elif 0 <= layer < len(layers):

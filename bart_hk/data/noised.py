@@ -68,6 +68,9 @@ class NoisedBlocks:
         """src_tokens int32 [B, S], prev_output_tokens and target int32 [B, T]: T is `length`, and
         S holds the longest source: 7/8 of T, which most often is enough, T, or a bucket above.
 
+        An encoder_only model predicts in place, what was replaced alone: src_tokens and target are
+        int32 [B, `length`], and the target is padding where the token stayed.
+
         Raises:
             DataError: insertions have made a source longer than the model's positions.
         """
@@ -80,6 +83,12 @@ class NoisedBlocks:
                 f"{limit}; lower task.tokens_per_sample or task.insert"
             )
         pad = self._model.pad_token_id
+        if "decoder" not in self._model.sides:
+            asked = [np.where(a == b, pad, b) for a, b in zip(sources, targets, strict=True)]
+            return {
+                "src_tokens": pad_rows(sources, pad, length, count),
+                "target": pad_rows(asked, pad, length, count),
+            }
         # fairseq's: the last token, </s> or the language, comes first.
         shifted = [np.concatenate([row[-1:], row[:-1]]) for row in targets]
         source_length = bucket(most, _source_lengths(length, limit))

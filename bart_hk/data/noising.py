@@ -59,6 +59,14 @@ class NoiseConfig:
         if not 0 < self.poisson_lambda <= 64:
             raise ValueError(f"poisson_lambda={self.poisson_lambda} must be in (0, 64]")
 
+    @property
+    def keeps_places(self) -> bool:
+        """Whether every token stays where it is, or something else is in its place."""
+        in_place = (("subword", 1), ("word", -1))
+        moves = self.permute_sentences or self.permute or self.insert or self.rotate
+        masks_in_place = not self.mask or (self.mask_length, self.replace_length) in in_place
+        return masks_in_place and not moves
+
 
 # The share of text that the paper's comparison hides is not given there; .3 is that of its models.
 _INFILLING = NoiseConfig(mask=0.3, mask_length="span-poisson", poisson_lambda=3.0)

@@ -56,7 +56,7 @@ class Generator:
         self.bart: Any = bart  # the two have the same methods
         self._stepping: tuple[list[jax.Array], Any] = ([], {})
         # Apart from what follows, so that its memory is free again when caches are made.
-        self._encode = jax.jit(bart.encode)
+        self._encode = jax.jit(bart.source)
         self._begin = jax.jit(
             self._begin_search, static_argnames=("is_restricted", "rules", "length")
         )
@@ -89,7 +89,9 @@ class Generator:
 
         Args:
             params: of `bart`; of an ensemble those of each member.
-            rows: int arrays [S_i] of source ids, with their `<s>` and `</s>`, without padding.
+            rows: int arrays [S_i] of source ids, with their `<s>` and `</s>`, without padding. Of a
+                decoder_only model each is a text to go on after, which its hypotheses begin with (a
+                last `</s>` is left out); lengths in `options` are then of what comes after it.
             options: of the search.
             prefix_tokens: int array of each row, the first generated tokens, with `<s>` where the
                 model writes one, and without the decoder's start token; padding does not count. By
@@ -146,6 +148,7 @@ class Generator:
         positions = self.bart.config.max_source_positions
         planned = plan(lengths, positions, max_tokens, batch_size)
         if encoder_out is not None:
+            self.bart.config.require("encoder", "encoder_out")
             encoder_out = _checked_encoding(encoder_out, lengths, self.bart)
             planned = _plan_encoded(encoder_out, max_tokens, batch_size)
         with_attention = attention or options.print_alignment is not None

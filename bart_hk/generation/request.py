@@ -71,6 +71,13 @@ class Request:
         sources = checked_rows("input", rows, config.max_source_positions, config.vocab_size)
         lengths = [len(row) for row in sources]
         min_len, max_len = options.length_limits(lengths, config.max_target_positions)
+        if "encoder" not in config.sides:
+            if prefix_tokens is not None:
+                raise ValueError(
+                    "a decoder_only model goes on after its input: write prefix_tokens there"
+                )
+            prefix_tokens = [row[: len(row) - (row[-1] == config.eos_token_id)] for row in sources]
+            min_len, max_len = _after_prompts(prefix_tokens, min_len, max_len, config)
         prefixes = checked_prefixes(prefix_tokens, options, max_len, config)
         if constraints is not None:
             room = [most - len(prefix) for most, prefix in zip(max_len, prefixes, strict=True)]
@@ -162,6 +169,24 @@ class Request:
         )
 
 
+def _after_prompts(
+    prompts: Sequence[np.ndarray], min_len: np.ndarray, max_len: np.ndarray, config: BARTConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """The least and greatest lengths, int32 [B], of texts that begin with prompts.
+
+    Raises:
+        ValueError: a prompt leaves no room.
+    """
+    sizes = np.array([len(prompt) for prompt in prompts], np.int32)
+    longest = np.minimum(max_len + sizes, config.max_target_positions - 1).astype(np.int32)
+    for i in np.flatnonzero(longest < min_len + sizes):
+        raise ValueError(
+            f"input {i} has {sizes[i]} tokens, after which there is no room for min_len="
+            f"{min_len[i]} more in the model's {config.max_target_positions} positions; shorten it"
+        )
+    return min_len + sizes, longest
+
+
 def _check_beginnings(trie: Trie, prefixes: Sequence[np.ndarray], start: int) -> None:
     """
     Raises:
@@ -221,6 +246,10 @@ def _check(
     Raises:
         ValueError: the options do not go with the model, or with what the rows bring.
     """
+    config.require("decoder", "generation")
+    for name in ("match_source_len", "print_alignment"):
+        if getattr(options, name):
+            config.require("encoder", f"{name}={getattr(options, name)}")
     if options.unkpen and config.unk_token_id is None:
         raise ValueError(f"unkpen={options.unkpen} has no meaning: this model has no <unk>")
     if options.constraints is not None and not constrained:

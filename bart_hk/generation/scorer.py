@@ -61,7 +61,8 @@ class Scorer:
             targets: int arrays [N_i] of ids, one for each source, with their `<s>` and `</s>`.
             max_tokens: bound on the padded tokens of a batch, of sources as of targets.
             batch_size: bound on the rows of a batch.
-            attention: fill in "attention", which takes S_i * N_i numbers for each pair.
+            attention: fill in "attention", which takes S_i * N_i numbers for each pair (a
+                decoder_only model, which ignores the sources, has none).
 
         Returns:
             One dictionary for each target, as `Generator.generate`'s; "score" is the mean of the
@@ -69,8 +70,9 @@ class Scorer:
 
         Raises:
             ValueError: a row is empty, too long or holds an id outside the vocabulary, or there are
-                not as many targets as sources.
+                not as many targets as sources; or the model is encoder_only.
         """
+        self.bart.config.require("decoder", "scoring a text")
         sources, targets = self._checked(sources, targets, "target")
         results: list[Hypothesis] = [{}] * len(sources)
         for batch in self._batches(sources, targets, max_tokens, batch_size):
@@ -83,7 +85,7 @@ class Scorer:
                     targets[i],
                     np.mean(scores[row, :n]),
                     scores[row, :n],
-                    weights[row, :n, : len(sources[i])].T if attention else None,
+                    None if weights is None else weights[row, :n, : len(sources[i])].T,
                 )
         return results
 
@@ -101,7 +103,8 @@ class Scorer:
 
         Args:
             prefixes: int arrays [N_i], the target so far, with `<s>` and without the decoder's
-                start token.
+                start token. Of an encoder_only model what stands in the source before the token
+                that is asked for.
             count: how many tokens; int32 [count] and float32 [count] for each row (at most V).
             params, sources, max_tokens, batch_size: as for `score`.
 
@@ -167,8 +170,7 @@ class Scorer:
         """The decoder's output where it has read what comes before each of the targets [B, T]."""
         first = jnp.full_like(targets[:, :1], self.bart.config.decoder_start_token_id)
         previous = jnp.concatenate([first, targets[:, :-1]], axis=1)
-        encoded = self.bart.encode(params, src_tokens)
-        return self.bart.decode(params, previous, encoded, return_attention=attention)
+        return self.bart.features(params, src_tokens, previous, return_attention=attention)
 
     def _log_probs(
         self, params: Any, src_tokens: jax.Array, targets: jax.Array, attention: bool
@@ -192,9 +194,8 @@ class Scorer:
 
         scores = jax.lax.map(of_chunk, jax.tree.map(chunks, (decoded.features, targets)))
         scores = scores.reshape(-1)[:size].reshape(targets.shape)
-        if not attention:
+        if decoded.cross_attentions is None:
             return scores, None
-        assert decoded.cross_attentions is not None
         return scores, jnp.mean(decoded.cross_attentions[-1], axis=1)
 
     def _best_next(

@@ -18,6 +18,8 @@ from bart_hk.model import BART, Params
 class AttentionWeights(NamedTuple):
     """Of one source and one target; each row of the last two axes sums to 1.
 
+    What a model of one stack does not have has no layers, L = 0.
+
     encoder: float32 [L, H, S, S], of the encoder's layers.
     decoder: float32 [L, H, T, T], of the decoder's layers; nobody looks ahead.
     cross: float32 [L, H, T, S], of the decoder's layers to the source.
@@ -36,10 +38,16 @@ def _weights(
     bart: BART, params: Params, src_tokens: jax.Array, previous: jax.Array
 ) -> tuple[jax.Array, ...]:
     """Of int32 [1, S] and [1, T], layers stacked: [L, H, S, S], [L, H, T, T] and [L, H, T, S]."""
-    source = bart.encode(params, src_tokens, return_attention=True)
-    target = bart.decode(params, previous, source, return_attention=True)
-    kinds = (source.attentions, target.self_attentions, target.cross_attentions)
-    return tuple(jnp.stack([layer[0] for layer in kind or ()]) for kind in kinds)
+    kinds: list[Any] = [None, None, None]
+    source = None
+    if "encoder" in bart.config.sides:
+        source = bart.encode(params, src_tokens, return_attention=True)
+        kinds[0] = source.attentions
+    if "decoder" in bart.config.sides:
+        target = bart.decode(params, previous, source, return_attention=True)
+        kinds[1:] = target.self_attentions, target.cross_attentions
+    nothing = jnp.zeros((0, 0, 0, 0), jnp.float32)
+    return tuple(jnp.stack([layer[0] for layer in kind]) if kind else nothing for kind in kinds)
 
 
 class AttentiveBART(TextBART):

@@ -1,4 +1,4 @@
-"""The decoder's features of token ids: planned batches, compiled functions, results in order.
+"""Features of token ids: planned batches, compiled functions, results in order.
 
 Shapes: see the glossary in `bart_hk.model.layers`.
 """
@@ -24,7 +24,8 @@ def default_max_tokens(platform: str) -> int:
 class FeatureExtractor:
     """Runs a source through encoder and decoder, as fairseq's `extract_features` does.
 
-    The decoder reads the source shifted right by one, its last token moved to the front. Compiles
+    The decoder reads the source shifted right by one, its last token moved to the front. A model of
+    one stack has that one's features. Compiles
     once for each shape of `plan_shapes`, and keeps what it has compiled.
     """
 
@@ -38,8 +39,7 @@ class FeatureExtractor:
     ) -> tuple[jax.Array, ...]:
         """Features [B, S, D] of every layer, or of the last alone."""
         shifted = _shift_right(src_tokens, lengths)
-        source = self.bart.encode(params, src_tokens)
-        target = self.bart.decode(params, shifted, source, return_all_hiddens=all_layers)
+        target = self.bart.features(params, src_tokens, shifted, return_all_hiddens=all_layers)
         return target.hidden_states if target.hidden_states is not None else (target.features,)
 
     def _represent(self, params: Params, src_tokens: jax.Array, lengths: jax.Array) -> jax.Array:
@@ -66,7 +66,7 @@ class FeatureExtractor:
         all_layers: bool = False,
         max_tokens: int,
     ) -> list[list[np.ndarray]]:
-        """For each row of ids [T_i], the features [T_i, D] of all decoder layers or of the last.
+        """For each row of ids [T_i], the features [T_i, D] of all layers or of the last.
 
         The first of all layers is the embedding. `max_tokens` bounds a batch's padded tokens.
         """

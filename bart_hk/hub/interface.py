@@ -61,6 +61,9 @@ class BARTHubInterface(ScoringBART):
     def extract_features(self, tokens: Any, return_all_hiddens: bool = False) -> Any:
         """The decoder's features of ids, before the output projection.
 
+        An encoder_only model has its encoder's; a decoder_only model's are those from which it
+        predicts each of the ids.
+
         Args:
             tokens: ids [T] for features [1, T, D]; a right-padded [B, T] for [B, T, D], zero at the
                 padding; or a list of arrays [T_i] for a list of [T_i, D].

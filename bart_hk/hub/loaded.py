@@ -264,7 +264,8 @@ class LoadedBART:
         Args:
             params: as `bart.params`; gradients are with respect to it.
             key: a `jax.random` key turns dropout on; None is evaluation.
-            batch: "src_tokens" int [B, S], right-padded, and without a head "target" int [B, T]
+            batch: "src_tokens" int [B, S], right-padded (a decoder_only model reads none but for a
+                head), and without a head "target" int [B, T], [B, S] of an encoder_only model
                 (padding does not count) and optionally "prev_output_tokens" [B, T] (default: the
                 target with its last token moved to the front). With a head "target" is the class
                 int [B], or the value float [B] of a regression, or 1 and 0 for the classes that a
@@ -277,15 +278,16 @@ class LoadedBART:
         """
         bart, pad = self.model, self.config.pad_token_id
         body, heads = _split(params)
-        src_tokens, target = jnp.asarray(batch["src_tokens"]), jnp.asarray(batch["target"])
+        target = jnp.asarray(batch["target"])
+        reads = head is not None or "encoder" in self.config.sides
+        src_tokens = jnp.asarray(batch["src_tokens"] if reads else target)
         keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
         shifted = batch.get("prev_output_tokens")
         if shifted is None:
             shifted = _shift_right(target if head is None else src_tokens, pad)
         shifted = jnp.asarray(shifted)
         if head is None:
-            source = bart.encode(body, src_tokens, key=keys[0])
-            features = bart.decode(body, shifted, source, key=keys[1]).features
+            features = bart.features(body, src_tokens, shifted, keys=keys[:2]).features
             mask = target != pad
             return losses.cross_entropy(bart.project(body, features), target, mask)[0], jnp.sum(
                 mask, dtype=jnp.float32

@@ -118,7 +118,8 @@ class ScoringBART(GeneratingBART):
 
         * `exact=True`: the score is the probability that the model gives to this one token in place
           of the mask, given the source and the text on its left. It knows what is on the right
-          through the source alone, so a mask that stands for more words shows its first piece.
+          through the source alone, so a mask that stands for more words shows its first piece. An
+          encoder_only model, which predicts tokens in place, knows no other way.
           Over all tokens the probabilities sum to 1; special symbols are left out.
         * `candidates=["good", "very bad"]`: each is filled in, of whatever length, and the whole
           texts are scored. The score is a text's share of the probability of all of them: they sum
@@ -142,6 +143,8 @@ class ScoringBART(GeneratingBART):
                 candidates=candidates,
                 **generate_kwargs,
             )[0]
+        self.config.require("encoder", "filling a mask")
+        exact = exact or ("decoder" not in self.config.sides and candidates is None)
         if not isinstance(topk, int | np.integer) or isinstance(topk, bool) or topk < 1:
             raise ValueError(f"topk must be a number of completions, at least 1, not {topk!r}")
         if exact and candidates is not None:
@@ -197,6 +200,8 @@ class ScoringBART(GeneratingBART):
         special = {config.pad_token_id, config.bos_token_id, config.eos_token_id}
         special |= {config.decoder_start_token_id, self.text.mask_id or config.pad_token_id}
         start = self.encode_prefix().tolist()
+        if "decoder" not in config.sides:  # the prefix is that of the row below
+            start = [config.bos_token_id]
         rows = [self._masked_row(spans) for spans in masked]
         self._fitting(self._rows(rows).rows, skip=False)
         found = self._engine.scorer.next_tokens(

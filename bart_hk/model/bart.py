@@ -1,8 +1,13 @@
-"""BART as pure functions over one parameter tree. Shapes: see `bart_hk.model.layers`."""
+"""BART as pure functions over one parameter tree.
+
+With both stacks it is a BART; with the encoder alone (`flavour=encoder_only`) what BERT is, with
+the decoder alone a causal language model, of the same layers. Shapes: see
+`bart_hk.model.layers`.
+"""
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import haiku as hk
@@ -85,10 +90,11 @@ class BART:
         bias = Parameter("final_logits_bias", "b", (rows,), jnp.zeros)
 
         tied = config.share_decoder_input_output_embed
+        writer = decoder if "decoder" in config.sides else encoder
 
         def weights_and_bias() -> tuple[jax.Array, jax.Array]:
             """Of the output projection, [V, D] if tied and else [D, V]; and [V]."""
-            weights = decoder.tied_projection() if tied else projection()
+            weights = writer.tied_projection() if tied else projection()
             zero = jnp.zeros(rows, jnp.float32)
             return weights, bias().astype(jnp.float32) if config.final_logits_bias else zero
 
@@ -104,9 +110,13 @@ class BART:
 
         def touch_every_parameter() -> None:
             tokens = jnp.full((1, 1), config.eos_token_id, jnp.int32)
-            source = encoder(tokens, Options())
-            target = decoder(tokens, source.encoder_out, source.src_mask, Options())
-            project(target.features)
+            source, options = self._nothing(tokens), Options()
+            if "encoder" in config.sides:
+                source = encoder(tokens, options)
+            features = source.encoder_out
+            if "decoder" in config.sides:
+                features = decoder(tokens, features, source.src_mask, options).features
+            project(features)
 
         def computing(function: Callable[..., Any]) -> Callable[..., Any]:
             def run(*args: Any) -> Any:
@@ -134,7 +144,12 @@ class BART:
         return_all_hiddens: bool = False,
         return_attention: bool = False,
     ) -> EncoderOutput:
-        """Encodes int32 [B, S] ids; rows are padded with `config.pad_token_id`."""
+        """Encodes int32 [B, S] ids; rows are padded with `config.pad_token_id`.
+
+        Raises:
+            ValueError: the model is decoder_only.
+        """
+        self.config.require("encoder", "encoding a source")
         options = Options(key is not None, return_all_hiddens, return_attention)
         if self._by_layer(options):
             return stacked.encode(self, self._transformed.apply, params, key, src_tokens)
@@ -144,7 +159,7 @@ class BART:
         self,
         params: Params,
         prev_output_tokens: jax.Array,
-        encoder_output: EncoderOutput,
+        encoder_output: EncoderOutput | None = None,
         *,
         key: jax.Array | None = None,
         at: jax.Array | None = None,
@@ -153,17 +168,74 @@ class BART:
     ) -> DecoderOutput:
         """Teacher-forced decoding of int32 [B, T] ids, padded on the right.
 
-        Where features are wanted at a single position of each row, as for a classification head,
-        `at` (int32 [B]) spares the last layer the others: features are [B, 1, D] then.
+        A decoder_only model has no `encoder_output`; others need that of `encode`. Where features
+        are wanted at a single position of each row, as for a classification head, `at` (int32 [B])
+        spares the last layer the others: features are [B, 1, D] then.
+
+        Raises:
+            ValueError: the model is encoder_only.
         """
+        self.config.require("decoder", "decoding")
         options = Options(key is not None, return_all_hiddens, return_attention)
-        source = encoder_output
+        source = self._nothing(prev_output_tokens) if encoder_output is None else encoder_output
         if self._by_layer(options):
             functions = self._transformed.apply
             return stacked.decode(self, functions, params, key, prev_output_tokens, source, at)
         return self._transformed.apply.decode(
             params, key, prev_output_tokens, source.encoder_out, source.src_mask, options, at
         )
+
+    def source(
+        self, params: Params, src_tokens: jax.Array, *, key: jax.Array | None = None
+    ) -> EncoderOutput:
+        """What the decoder attends to: `encode`'s output, or without an encoder nothing, for as
+        many rows."""
+        if "encoder" not in self.config.sides:
+            return self._nothing(src_tokens)
+        return self.encode(params, src_tokens, key=key)
+
+    def _nothing(self, tokens: jax.Array) -> EncoderOutput:
+        """For the rows of `tokens` an encoder's output of length 0."""
+        rows = tokens.shape[0]
+        empty = jnp.zeros((rows, 0, self.config.encoder_embed_dim), self.dtype)
+        return EncoderOutput(empty, jnp.zeros((rows, 0), bool))
+
+    def features(
+        self,
+        params: Params,
+        src_tokens: jax.Array | None,
+        prev_output_tokens: jax.Array | None,
+        *,
+        keys: Sequence[jax.Array | None] | jax.Array = (None, None),
+        at: jax.Array | None = None,
+        return_all_hiddens: bool = False,
+        return_attention: bool = False,
+    ) -> DecoderOutput:
+        """What the output projection and heads read, whatever the flavour of the model.
+
+        Args:
+            src_tokens: int32 [B, S]; a decoder_only model reads none.
+            prev_output_tokens: int32 [B, T]; an encoder_only model reads none, and T is S then.
+            keys: of encoder and decoder, for dropout; None is evaluation.
+            at: int32 [B]; features at one position of each row alone, as `decode`'s.
+        """
+        asked: dict[str, Any] = {
+            "return_all_hiddens": return_all_hiddens,
+            "return_attention": return_attention,
+        }
+        if "decoder" not in self.config.sides:
+            assert src_tokens is not None
+            found = self.encode(params, src_tokens, key=keys[0], **asked)
+            features = found.encoder_out
+            if at is not None:
+                features = jnp.take_along_axis(features, at[:, None, None], axis=1)
+            return DecoderOutput(features, found.hidden_states, found.attentions)
+        assert prev_output_tokens is not None
+        source = None
+        if "encoder" in self.config.sides:
+            assert src_tokens is not None
+            source = self.encode(params, src_tokens, key=keys[0])
+        return self.decode(params, prev_output_tokens, source, key=keys[1], at=at, **asked)
 
     def _by_layer(self, options: Options) -> bool:
         asked = options.return_all_hiddens or options.return_attention
@@ -199,7 +271,12 @@ class BART:
         return multiplies and not kernels.serve(self.dtype)
 
     def start(self, params: Params, encoder_output: EncoderOutput, beam: int, length: int) -> Cache:
-        """The cache for decoding `beam` hypotheses of at most `length` tokens for each source."""
+        """The cache for decoding `beam` hypotheses of at most `length` tokens for each source.
+
+        Raises:
+            ValueError: the model is encoder_only.
+        """
+        self.config.require("decoder", "decoding")
         source = encoder_output
         return self._transformed.apply.start(
             params, None, source.encoder_out, source.src_mask, beam, length

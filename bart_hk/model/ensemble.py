@@ -44,28 +44,26 @@ class Ensemble:
     def _same(self, value: Any) -> Each:
         return (value,) * len(self.members)
 
-    def encode(self, params: Each, src_tokens: jax.Array) -> Each:
-        return self._each("encode", params, self._same(src_tokens))
+    def source(self, params: Each, src_tokens: jax.Array) -> Each:
+        return self._each("source", params, self._same(src_tokens))
 
-    def decode(
+    def features(
         self,
         params: Each,
+        src_tokens: jax.Array,
         prev_output_tokens: jax.Array,
-        encoder_output: Each,
         *,
         return_attention: bool = False,
     ) -> DecoderOutput:
-        """Teacher-forced: the features of each member, and the last layers' mean attention."""
+        """The features of each member, and the last layers' mean attention to the source."""
         outputs = [
-            bart.decode(
-                member_params, prev_output_tokens, source, return_attention=return_attention
+            bart.features(
+                member_params, src_tokens, prev_output_tokens, return_attention=return_attention
             )
-            for bart, member_params, source in zip(
-                self.members, params, encoder_output, strict=True
-            )
+            for bart, member_params in zip(self.members, params, strict=True)
         ]
         features = tuple(output.features for output in outputs)
-        if not return_attention:
+        if not return_attention or outputs[0].cross_attentions is None:
             return DecoderOutput(features)  # type: ignore[arg-type]
         last = [jnp.mean((o.cross_attentions or ())[-1], axis=1, keepdims=True) for o in outputs]
         mean = jnp.mean(jnp.stack(last), axis=0)  # [B, 1, T, S]

@@ -67,7 +67,8 @@ def sentence_representation(
     prev_output_tokens: jax.Array,
     keys: Sequence[jax.Array | None] = (None, None),
 ) -> jax.Array:
-    """What a head classifies: decoder features [B, D] at the last `</s>` of each source.
+    """What a head classifies: the features [B, D] at the last `</s>` of each source: the decoder's,
+    or an encoder_only model's.
 
     Unlike fairseq's, rows may hold different numbers of `</s>` (a single sentence beside a pair).
 
@@ -79,5 +80,5 @@ def sentence_representation(
     """
     is_eos = src_tokens == bart.config.eos_token_id
     last = is_eos.shape[1] - 1 - jnp.argmax(is_eos[:, ::-1], axis=1)  # [B]
-    encoded = bart.encode(params, src_tokens, key=keys[0])
-    return bart.decode(params, prev_output_tokens, encoded, key=keys[1], at=last).features[:, 0]
+    found = bart.features(params, src_tokens, prev_output_tokens, keys=keys, at=last)
+    return found.features[:, 0]

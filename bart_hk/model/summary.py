@@ -23,9 +23,13 @@ def module_table(config: BARTConfig, batch: int = 1, length: int = 16) -> str:
     def run() -> None:
         _, functions = bart._build()
         tokens = jnp.full((batch, length), config.eos_token_id, jnp.int32)
-        source = functions.encode(tokens, Options())
-        target = functions.decode(tokens, source.encoder_out, source.src_mask, Options())
-        functions.project(target.features)
+        source, options = bart._nothing(tokens), Options()
+        if "encoder" in config.sides:
+            source = functions.encode(tokens, options)
+        features = source.encoder_out
+        if "decoder" in config.sides:
+            features = functions.decode(tokens, features, source.src_mask, options).features
+        functions.project(features)
 
     table = hk.experimental.tabulate(
         run,

@@ -37,6 +37,7 @@ class EncoderOutput(NamedTuple):
     """What the decoder needs of a source.
 
     encoder_out: [B, S, D], in the compute dtype.
+        Without an encoder S is 0: there is nothing to attend to.
     src_mask: bool [B, S], True at real tokens.
     hidden_states: L + 1 arrays [B, S, D], or None.
     attentions: L arrays float32 [B, H, S, S], or None.
@@ -52,9 +53,11 @@ class DecoderOutput(NamedTuple):
     """Teacher-forced decoding: features [B, T, D] before the output projection, and on request.
 
     Where features are asked for at one position of each row, T is 1 in what the last layer gives.
+    Of an encoder_only model (`BART.features`) they are the encoder's, and so is the rest.
 
     hidden_states: L + 1 arrays [B, T, D], or None.
-    self_attentions, cross_attentions: L arrays float32 [B, H, T, T] and [B, H, T, S], or None.
+    self_attentions, cross_attentions: L arrays float32 [B, H, T, T] and [B, H, T, S], or None. The
+        latter are None without an encoder, too.
     """
 
     features: jax.Array
@@ -70,7 +73,8 @@ class Cache(NamedTuple):
         wrote at step t. Beams never reorder it: `step` is told which slots are a beam's own
         history. T and W are one axis because XLA's CPU compiler copies the whole cache at every
         step where it is reshaped.
-    cross_keys, cross_values: per layer [B, H, K, S] and [B, H, S, K], computed once per source.
+    cross_keys, cross_values: per layer [B, H, K, S] and [B, H, S, K], computed once per source;
+        empty without an encoder.
     src_mask: bool [B, S].
     """
 
@@ -159,6 +163,15 @@ class _Stack(hk.Module):
 class Encoder(_Stack):
     """int32 [B, S] ids to `EncoderOutput`."""
 
+    @hk.transparent
+    def _tokens(self) -> jax.Array:
+        return self._token_table(zero_row=self.config.pad_token_id)
+
+    @hk.name_like("__call__")
+    def tied_projection(self) -> jax.Array:
+        """As `Decoder.tied_projection`, where there is no decoder."""
+        return self._tokens()
+
     def __call__(self, src_tokens: jax.Array, options: Options) -> EncoderOutput:
         x, src_mask = self.embed(src_tokens, options.training)
         states, attentions = [x], []
@@ -180,7 +193,7 @@ class Encoder(_Stack):
         src_mask = src_tokens != config.pad_token_id
         # Positions count real tokens, so a row's result is the same wherever its padding is.
         positions = jnp.maximum(jnp.cumsum(src_mask, axis=1) - 1, 0)
-        table = self._token_table(zero_row=config.pad_token_id)
+        table = self._tokens()
         limit = config.max_source_positions if config.encoder_learned_pos else None
         x = self._embed(table, src_tokens, positions, limit, training)
         return x * src_mask[..., None].astype(x.dtype), src_mask
@@ -255,15 +268,15 @@ class Decoder(_Stack):
         crosses: list[jax.Array] = []
         for i in range(layers):
             last = at if i + 1 == layers else None
-            x, attended, crossed = self.layer(x, encoder_out, src_mask, training, i, last)
+            x, attended, *crossed = self.layer(x, encoder_out, src_mask, training, i, last)
             states.append(x)
             selfs.append(attended)
-            crosses.append(crossed)
+            crosses += crossed
         return DecoderOutput(
             self.finish(x),
             tuple(states) if options.return_all_hiddens else None,
             tuple(selfs) if options.return_attention else None,
-            tuple(crosses) if options.return_attention else None,
+            tuple(crosses) if options.return_attention and crosses else None,
         )
 
     @hk.name_like("__call__")
@@ -281,9 +294,10 @@ class Decoder(_Stack):
         training: bool,
         number: int,
         at: jax.Array | None = None,  # int32 [B]
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, ...]:
         """A layer, or in training perhaps none: [B, T, D], and the weights of both attentions,
-        [B, H, T, T] and [B, H, T, S]. With `at`, it computes that position of each row alone."""
+        [B, H, T, T] and, with an encoder, [B, H, T, S]. With `at`, it computes that position of
+        each row alone."""
         config = self.config
         heads, rate = config.decoder_attention_heads, config.attention_dropout
         inner = config.attention_dim("decoder")
@@ -313,7 +327,7 @@ class Decoder(_Stack):
         with hk.name_scope(f"layers_{number}"):
             y = self._layer(x, attend_self, attend_source, training, take=take)
         x = layer_drop(y, take(x), config.decoder_layerdrop, training)
-        return x, weights[0], weights[1]
+        return x, *weights
 
     @hk.name_like("__call__")
     def finish(self, x: jax.Array) -> jax.Array:
@@ -341,7 +355,8 @@ class Decoder(_Stack):
             return _feed_forward(h, config.decoder_ffn_embed_dim, config, training, axis)
 
         x = _sublayer(x, self_attention, "self_attn_layer_norm", pre, rate, training, axis, take)
-        x = _sublayer(x, cross_attention, "encoder_attn_layer_norm", pre, rate, training, axis)
+        if "encoder" in config.sides:
+            x = _sublayer(x, cross_attention, "encoder_attn_layer_norm", pre, rate, training, axis)
         return _sublayer(x, feed_forward, "final_layer_norm", pre, rate, training, axis)
 
     @hk.transparent
@@ -358,16 +373,16 @@ class Decoder(_Stack):
     ) -> Cache:
         """The cache before the first step: cross keys and values, and room for `length` steps."""
         heads, inner = self.config.decoder_attention_heads, self.config.attention_dim("decoder")
-        cross = []
-        for i in range(self.config.decoder_layers):
+        layers, cross = self.config.decoder_layers, []
+        for i in range(layers if "encoder" in self.config.sides else 0):
             with hk.name_scope(f"layers_{i}"), hk.name_scope("encoder_attn"):
                 cross.append(project_key_value(encoder_out, heads, inner))
         batch, width = encoder_out.shape[0], inner // heads
         keys = jnp.zeros((batch, heads, width, length * beam), encoder_out.dtype)
         values = jnp.zeros((batch, heads, length * beam, width), encoder_out.dtype)
         return Cache(
-            keys=(keys,) * len(cross),
-            values=(values,) * len(cross),
+            keys=(keys,) * layers,
+            values=(values,) * layers,
             cross_keys=tuple(key for key, _ in cross),
             cross_values=tuple(value for _, value in cross),
             src_mask=src_mask,
@@ -382,7 +397,8 @@ class Decoder(_Stack):
         ancestors: jax.Array,  # bool [B, W, T, W]: may beam w see slot (t, w')?
     ) -> tuple[jax.Array, Cache, jax.Array]:
         """One token of every beam: features float32 [D, B, W], the cache with this step written,
-        and the last layer's attention to the source, averaged over heads, float32 [B, W, S]."""
+        and the last layer's attention to the source, averaged over heads, float32 [B, W, S] (S is 0
+        without an encoder)."""
         config = self.config
         heads, inner = config.decoder_attention_heads, config.attention_dim("decoder")
         x = self._embed(self._tokens(), tokens, position, self._rows(), False)
@@ -416,7 +432,9 @@ class Decoder(_Stack):
                 x = self._layer(x, attend_self, attend_source, False, axis=0)
 
         cache = cache._replace(keys=tuple(keys), values=tuple(values))
-        return self._final_norm(x, axis=0), cache, jnp.mean(crosses[-1], axis=1)
+        nowhere = jnp.zeros((*tokens.shape, 0), jnp.float32)
+        attended = jnp.mean(crosses[-1], axis=1) if crosses else nowhere
+        return self._final_norm(x, axis=0), cache, attended
 
     @hk.name_like("__call__")
     def tied_projection(self) -> jax.Array:

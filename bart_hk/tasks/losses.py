@@ -54,8 +54,9 @@ def sequence_loss(
 
     Args:
         key: turns dropout on; None is evaluation.
-        batch: src_tokens int32 [B, S], prev_output_tokens and target int32 [B, T], right-padded.
-            A row of padding alone counts nowhere.
+        batch: src_tokens int32 [B, S], prev_output_tokens and target int32 [B, T], right-padded;
+            without what a stack would read that the model does not have. A row of padding alone
+            counts nowhere.
 
     Returns:
         The loss, float32, and sums: `count` (what to divide by: target tokens or sentences),
@@ -106,7 +107,9 @@ def sequence_logits(
     bart: BART, params: Params, key: jax.Array | None, batch: dict[str, jax.Array]
 ) -> jax.Array:
     """Of every target token, [B, T, V]; a key turns dropout on. Traced."""
-    return bart.project(params, sequence_states(bart, params, key, batch)[1].features)
+    keys = (None, None) if key is None else jax.random.split(key)
+    both = batch.get("src_tokens"), batch.get("prev_output_tokens")
+    return bart.project(params, bart.features(params, *both, keys=keys).features)
 
 
 def sequence_states(

@@ -4,7 +4,7 @@ from bart_hk.text.dictionary import Dictionary
 from bart_hk.text.encoder import TextEncoder
 from bart_hk.text.gpt2_bpe import GPT2BPE
 from bart_hk.text.sentencepiece import SentencePieceBPE
-from bart_hk.text.vocabulary import train_bpe, train_sentencepiece
+from bart_hk.text.vocabulary import train_bpe, train_characters, train_sentencepiece
 
 __all__ = [
     "Dictionary",
@@ -12,5 +12,6 @@ __all__ = [
     "SentencePieceBPE",
     "TextEncoder",
     "train_bpe",
+    "train_characters",
     "train_sentencepiece",
 ]

@@ -24,7 +24,7 @@ from bart_hk.text.sentencepiece import (
     SHIFTED_LAYOUTS,
     SentencePieceBPE,
 )
-from bart_hk.text.tokenizer_json import TokenizerJSON
+from bart_hk.text.tokenizer_json import FAST_CLASS, TokenizerJSON
 
 _DICTIONARIES = ("dict.txt", "dict.source.txt")
 _MODELS = (
@@ -42,7 +42,6 @@ _PAIRS = (
 )
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _FAST = "tokenizer.json"
-_FAST_CLASS = "PreTrainedTokenizerFast"
 _ALL = {*_DICTIONARIES, *_MODELS, *_SETTINGS, *(name for pair in _PAIRS for name in pair), _FAST}
 
 _SPECIALS = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}
@@ -212,7 +211,7 @@ def _load_tokenizer_json(path: Path) -> Tokenizer:
     words = _special_words(path)
     mask = words.pop("mask")
     dictionary = Dictionary.from_symbols(token_ids(vocabulary), **words)
-    return Tokenizer(bpe, dictionary, mask, _FAST_CLASS)
+    return Tokenizer(bpe, dictionary, mask, FAST_CLASS)
 
 
 def save(tokenizer: Tokenizer, directory: str | PathLike, model_max_length: int | None) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 
 from tokenizers import Tokenizer
 
+FAST_CLASS = "PreTrainedTokenizerFast"  # of transformers, which opens any of them
+
 
 class TokenizerJSON:
     """The pipeline of a `tokenizer.json` between text and tokens.

@@ -5,12 +5,13 @@ import json
 from collections.abc import Iterable
 
 import sentencepiece
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from bart_hk.text.dictionary import Dictionary
 from bart_hk.text.encoder import TextEncoder
 from bart_hk.text.gpt2_bpe import BYTE_ALPHABET, GPT2BPE
 from bart_hk.text.sentencepiece import FAIRSEQ_IDS, SentencePieceBPE
+from bart_hk.text.tokenizer_json import FAST_CLASS, TokenizerJSON
 
 _SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 
@@ -42,6 +43,27 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> TextEncoder:
     learnt = sorted(model["vocab"], key=model["vocab"].__getitem__)
     bpe = GPT2BPE({token: token for token in learnt}, [tuple(pair) for pair in model["merges"]])
     return TextEncoder(bpe, Dictionary.from_symbols([*_SPECIALS, *learnt, "<mask>"]))
+
+
+def train_characters(texts: Iterable[str]) -> TextEncoder:
+    """A vocabulary of the characters of texts; others become `<unk>`.
+
+    Symbols are `<s> <pad> </s> <unk>` with the ids 0 to 3, the characters in Unicode's order and,
+    last, `<mask>`. transformers opens what it saves as a PreTrainedTokenizerFast.
+
+    Raises:
+      ValueError: there is no text.
+    """
+    characters = sorted(set().union(*texts))
+    if not characters:
+        raise ValueError("there is no text to take characters from")
+    symbols = [*_SPECIALS, *characters, "<mask>"]
+    vocabulary = {symbol: index for index, symbol in enumerate(symbols)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    bpe = TokenizerJSON(tokenizer.to_str())
+    return TextEncoder(bpe, Dictionary.from_symbols(symbols), tokenizer_class=FAST_CLASS)
 
 
 def train_sentencepiece(

@@ -28,17 +28,21 @@ def training_flops(config: BARTConfig, source: np.ndarray, target: np.ndarray) -
     half of them count. Back: twice as much again.
 
     Args:
-        source, target: int [B], real tokens of each row.
+        source, target: int [B], real tokens of each row; of a stack that there is.
     """
     width, rows = config.encoder_embed_dim, config.vocab_size
     encoder_heads, decoder_heads = map(config.attention_dim, ("encoder", "decoder"))
     source, target = (np.asarray(n, np.float64) for n in (source, target))
+    has_encoder, has_decoder = (side in config.sides for side in ("encoder", "decoder"))
+    source, target = source * has_encoder, target * has_decoder
     encoder = 4 * width * encoder_heads + 2 * width * config.encoder_ffn_embed_dim
-    decoder = 6 * width * decoder_heads + 2 * width * config.decoder_ffn_embed_dim
-    cross = 2 * width * decoder_heads  # keys and values of the source
+    decoder = (
+        4 + 2 * has_encoder
+    ) * width * decoder_heads + 2 * width * config.decoder_ffn_embed_dim
+    cross = 2 * width * decoder_heads * has_decoder  # keys and values of the source
     weights = config.encoder_layers * encoder * source.sum()
     weights += config.decoder_layers * (decoder * target.sum() + cross * source.sum())
-    weights += width * rows * target.sum()
+    weights += width * rows * (target if has_decoder else source).sum()
     pairs = encoder_heads * config.encoder_layers * (source**2).sum()
     pairs += (
         decoder_heads * config.decoder_layers * ((target**2).sum() / 2 + (source * target).sum())
@@ -50,9 +54,11 @@ def batch_costs(config: BARTConfig, batches: Sequence[dict[str, Any]]) -> dict[s
     """Sums over an update's batches: `flops`, both sides' `positions`, and `padding` among them."""
     flops, positions, real = 0, 0, 0
     for batch in batches:
-        sides = [batch["src_tokens"], batch["prev_output_tokens"]]
+        # What is not there was left out, as the model has no stack that would read it.
+        names = [name for name in ("src_tokens", "prev_output_tokens") if name in batch]
+        sides = [batch[name] for name in names]
         lengths = [(side != config.pad_token_id).sum(axis=1) for side in sides]
-        flops += training_flops(config, *lengths)
+        flops += training_flops(config, lengths[0], lengths[-1])
         positions += sum(side.size for side in sides)
         real += int(sum(n.sum() for n in lengths))
     return {

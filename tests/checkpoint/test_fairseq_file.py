@@ -239,6 +239,13 @@ def test_fairseqs_heads_have_no_width_of_their_own(tmp_path, random_params, smal
         write_fairseq(tmp_path, config, random_params(config))
 
 
+@pytest.mark.parametrize("flavour", ["encoder_only", "decoder_only"])
+def test_fairseqs_barts_have_both_stacks(tmp_path, random_params, small, flavour):
+    config = small(flavour=flavour)
+    with pytest.raises(ValueError, match=f"flavour={flavour}, but a BART of fairseq's has both"):
+        write_fairseq(tmp_path, config, random_params(config))
+
+
 def test_a_bare_state_dict_says_what_it_can(tmp_path, random_params, small):
     """Heads of 64, mBART's scale where it is pre-norm, which tables are one."""
     untied = {"share_all_embeddings": False, "share_decoder_input_output_embed": False}

@@ -310,6 +310,13 @@ def test_the_ports_own_arithmetic(models, tmp_path):
     np.testing.assert_allclose(split.swapaxes(1, 2).reshape(2, 5, 16), flat, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("layout", [FLAX_WEIGHTS, PER_HEAD_WEIGHTS])
+def test_one_stack_alone_is_no_model_there(small, random_params, tmp_path, layout):
+    config = small(flavour="decoder_only")
+    with pytest.raises(ValueError, match="flavour=decoder_only"):
+        write_model(tmp_path / "out", config, random_params(config), layout=layout)
+
+
 def test_heads_of_a_width_of_their_own(small, random_params, tmp_path, assert_equal):
     config = small(attention_head_dim=7)
     params = random_params(config)

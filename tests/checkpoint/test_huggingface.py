@@ -34,6 +34,7 @@ OURS_ALONE = {
     "encoder_normalize_before": {"decoder_normalize_before": True},
     "max_source_positions": {"max_source_positions": 30},
     "attention_head_dim": {"attention_head_dim": 7},
+    "flavour": {"flavour": "encoder_only", "share_all_embeddings": False},
     "encoder_learned_pos": {"encoder_learned_pos": False},
     "decoder_learned_pos": {"decoder_learned_pos": False},
     "position_offset": {"position_offset": 1, "pad_token_id": 0, "unk_token_id": None},
@@ -101,7 +102,7 @@ def test_every_field_of_the_config_survives(tmp_path, small, random_params, fiel
     if isinstance(value, bool):
         other = not value
     elif isinstance(value, str):
-        other = "relu"
+        other = {"flavour": "decoder_only"}.get(field, "relu")
     elif isinstance(value, int):
         other = 2 * value or 4
     else:

@@ -17,6 +17,10 @@ VARIANTS = [
     {"final_logits_bias": True, "max_source_positions": 30, "position_offset": 5},
     {"encoder_layers": 1, "decoder_layers": 3},
     {"attention_head_dim": 7},
+    {"flavour": "encoder_only"},
+    {"flavour": "encoder_only", "share_all_embeddings": False, "encoder_normalize_before": True},
+    {"flavour": "decoder_only"},
+    {"flavour": "decoder_only", "share_all_embeddings": False},
     {"encoder_learned_pos": False},
     {"encoder_learned_pos": False, "decoder_learned_pos": False},
 ]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bart_hk.text import TextEncoder, train_bpe, train_sentencepiece
+from bart_hk.text import TextEncoder, train_bpe, train_characters, train_sentencepiece
 
 TEXTS = ["the cat sat on the mat", "the hat on the cat's mat"] * 5
 
@@ -99,3 +99,25 @@ def test_no_room_for_pieces():
         train_sentencepiece(SENTENCES, 8, byte_fallback=False)
     with pytest.raises(ValueError, match="no SentencePiece model of 300 symbols: there is no text"):
         train_sentencepiece([], 300)
+
+
+def test_characters_are_symbols(tmp_path):
+    encoder = train_characters(["to be,", "or not\nto é"])
+    symbols = encoder.dictionary.symbols
+    assert symbols == ["<s>", "<pad>", "</s>", "<unk>", *"\n ,benort\u00e9", "<mask>"]
+    assert encoder.mask_id == len(symbols) - 1
+    encoder.save(tmp_path)
+    for one in (encoder, TextEncoder.load(tmp_path)):
+        text = " not\n to, beé "
+        ids = one.encode(text)
+        assert [symbols[i] for i in ids] == list(text)
+        assert one.decode([0, *ids, 2, 1]) == text
+        # What is not there, and special symbols that are written, are no more than characters.
+        unknown = one.encode("o!<s>")
+        assert [symbols[i] for i in unknown] == ["o", *["<unk>"] * 4]
+        assert one.encode("") == []
+
+
+def test_characters_need_a_text():
+    with pytest.raises(ValueError, match="there is no text to take characters from"):
+        train_characters(["", ""])
