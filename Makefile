@@ -5,12 +5,17 @@
 PYTHON ?= $(call first_python,python3.11 python3.12 python3.13 python3,(3, 11) <= sys.version_info < (3, 14))
 # The real fairseq wants numpy < 2, which has no wheels for Python 3.12 and newer.
 ORACLE_PYTHON ?= $(call first_python,$(PYTHON) python3.11 python3,sys.version_info[:2] == (3, 11))
+# pinned: the versions in constraints/; newest: what pip takes by itself, as users have it.
+VERSIONS ?= pinned
 TEXT ?=
 PYTEST_FLAGS ?=
 
 first_python = $(shell for python in $(1); do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(not $(2))' 2>/dev/null && { echo $$python; break; }; done)
 pip_install = bin/python -m pip install --quiet --disable-pip-version-check
+pinned = --constraint constraints/main.txt
+newest = --upgrade --upgrade-strategy eager
+main_versions = $(or $($(filter pinned newest,$(VERSIONS))),$(error VERSIONS=$(VERSIONS) is neither pinned nor newest))
 
 .PHONY: demo test parity published lint format benchmark clean
 .DELETE_ON_ERROR:
@@ -53,16 +58,16 @@ clean:
 	$(if $(PYTHON),,$(error no Python 3.11 to 3.13 with venv found: name one with make PYTHON=...))
 	@echo "Installing bart_hk and what its tests need into .venv (about a minute)"
 	$(PYTHON) -m venv .venv
-	.venv/$(pip_install) --constraint constraints/main.txt --editable '.[train,test]'
+	.venv/$(pip_install) $(main_versions) --editable '.[train,test]'
 	touch $@
 
 .venv/linters: .venv/installed
-	.venv/$(pip_install) --constraint constraints/main.txt --editable '.[dev]'
+	.venv/$(pip_install) $(main_versions) --editable '.[dev]'
 	touch $@
 
 # torch is for torch.hub.load alone, whose test is one of the live comparisons.
 .venv/torch: .venv/installed
-	.venv/$(pip_install) --constraint constraints/main.txt --editable '.[torch]'
+	.venv/$(pip_install) $(main_versions) --editable '.[torch]'
 	touch $@
 
 # fairseq-fixed is compiled, against an installed torch and a numpy that it is content with.
