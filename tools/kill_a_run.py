@@ -19,6 +19,7 @@ import sys
 import time
 from pathlib import Path
 
+from bart_hk.training import state
 from bart_hk.training.log import TIMING
 from bart_hk.training.stopping import EXIT_CODE
 
@@ -77,18 +78,12 @@ def differences(one: Path, other: Path) -> list[str]:
 
 def files(run: Path) -> dict[str, bytes]:
     """Name -> content of all that a run's parameters are in."""
-    newest = max((run / "training").glob("update_*"), key=lambda p: int(p.name[len("update_") :]))
-    paths = [newest / "tensors.safetensors", newest / "progress.json"]
-    paths += [run / part / name for part in (".", "last") for name in MODELS]
-    return {str(p.relative_to(run)): _content(p) for p in paths if p.exists()}
-
-
-def _content(path: Path) -> bytes:
-    if path.name != "progress.json":
-        return path.read_bytes()
-    stored = json.loads(path.read_text())
-    stored["progress"].pop("log_size")  # timing fields have more digits or fewer
-    return json.dumps(stored).encode()
+    arrays, progress = state.peek(run / "training") or ({}, {})
+    progress.pop("log_size", None)  # timing fields have more digits or fewer
+    content = {name: array.tobytes() for name, array in arrays.items()}
+    content["progress"] = json.dumps(progress).encode()
+    paths = [run / part / name for part in (".", "last") for name in MODELS]
+    return content | {str(p.relative_to(run)): p.read_bytes() for p in paths if p.exists()}
 
 
 def log(run: Path) -> list[dict]:

@@ -1,21 +1,20 @@
 """What a run needs to go on after a kill, on disk: verified when read, whole or not there at all.
 
     save_dir/training/run.json               what the run is, to refuse going on with another
-    save_dir/training/update_120/            one state: tensors.safetensors, progress.json,
-                                             manifest.json (sizes and SHA-256 of the other two)
+    save_dir/training/update_120/            one state: arrays/ (of orbax), progress.json, and
+                                             manifest.json (size and SHA-256 of every other file)
 
-A state is one process's tree, so one safetensors file holds it, and training needs nothing beyond
-what a model does. orbax-checkpoint was weighed. It restores a file with a flipped bit without a
-word, so that the manifest, and going back to the state before, would be ours all the same; what it
-adds, writes of arrays that are spread over devices and hosts, has no use while a run has one
-device; and tensorstore, protobuf and a dozen packages more would come with it. Where several hosts
-train one model it is the right tool: behind `save` and `load`, under the same manifest.
+orbax writes and reads the arrays. It restores a file with a flipped bit without a word: hence the
+manifest, which is looked at first.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import logging
+import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +27,7 @@ from bart_hk.checkpoint import files
 
 _log = logging.getLogger(__name__)
 
-_TENSORS = "tensors.safetensors"
+_ARRAYS = "arrays"
 _PROGRESS = "progress.json"
 _MANIFEST = "manifest.json"
 
@@ -47,17 +46,18 @@ def save(folder: Path, update: int, tree: Any, progress: dict[str, Any]) -> None
     Raises:
         OSError: it could not be written; the states of before are unchanged.
     """
-    states = _states(folder)
+    path = folder / f"update_{update}"
+    states = [state for state in _states(folder) if state != path]
     for old in states[: max(0, len(states) - KEPT + 1)]:
         shutil.rmtree(old)
     arrays = {name: np.asarray(leaf) for name, leaf in _named_leaves(tree)}
-    counters = {n: int(a) for n, a in arrays.items() if np.issubdtype(a.dtype, np.integer)}
-    tensors = {n: (lambda a=a: a) for n, a in arrays.items() if n not in counters}
-    with files.replacing(folder / f"update_{update}") as staging:
-        files.write_tensors(staging / _TENSORS, tensors)
-        files.write_json(staging / _PROGRESS, {"progress": progress, "counters": counters})
-        content = {name: _measure(staging / name) for name in (_TENSORS, _PROGRESS)}
-        files.write_json(staging / _MANIFEST, content)
+    with files.replacing(path) as staging:
+        _write_arrays(staging / _ARRAYS, arrays)
+        files.write_json(staging / _PROGRESS, progress)
+        manifest = {name: _measure(staging / name) for name in _files(staging)}
+        files.write_json(staging / _MANIFEST, manifest)
+    for name in {*_files(path)} - {*manifest, _MANIFEST}:
+        (path / name).unlink()  # saved at this update before: orbax's names are always new
 
 
 def load(folder: Path, tree: Any) -> tuple[Any, dict[str, Any]] | None:
@@ -68,8 +68,9 @@ def load(folder: Path, tree: Any) -> tuple[Any, dict[str, Any]] | None:
         tree: like the one that was saved, in structure, shapes and dtypes.
 
     Raises:
-        ValueError: every state is damaged, or holds another tree.
+        ValueError: every state is damaged, or holds another tree; orbax is not installed.
     """
+    _checkpointer()  # a run begins with this: not to find out at its first save
     states = _states(folder)
     for path in reversed(states):
         fault = _fault(path)
@@ -92,10 +93,7 @@ def peek(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
     for path in sorted(found, key=_number, reverse=True):
         fault = _fault(path)
         if fault is None:
-            stored, tensors = files.read_json(path / _PROGRESS), files.TensorFile(path / _TENSORS)
-            arrays = {name: tensors.read(name) for name in tensors.names()}
-            arrays |= {name: np.asarray(value) for name, value in stored["counters"].items()}
-            return arrays, stored["progress"]
+            return _read_arrays(path / _ARRAYS), files.read_json(path / _PROGRESS)
         _log.warning("%s is damaged (%s): taking the state before", path, fault)
     if found:
         raise ValueError(f"every state in {folder} is damaged; begin with its model alone")
@@ -152,7 +150,7 @@ def _fault(path: Path) -> str | None:
     """What is wrong with a state, if anything is."""
     try:
         manifest = files.read_json(path / _MANIFEST)
-        for name in (_TENSORS, _PROGRESS):
+        for name in (_PROGRESS, *manifest):
             if not (path / name).exists():
                 return f"{name} is missing"
             if _measure(path / name) != manifest.get(name):
@@ -163,19 +161,46 @@ def _fault(path: Path) -> str | None:
 
 
 def _read(path: Path, tree: Any) -> tuple[Any, dict[str, Any]]:
-    stored = files.read_json(path / _PROGRESS)
-    tensors = files.TensorFile(path / _TENSORS)
-    counters = stored["counters"]
-    names = [name for name, _ in _named_leaves(tree)]
-    if sorted(names) != sorted([*tensors.names(), *counters]):
+    arrays = _read_arrays(path / _ARRAYS)
+    if arrays.keys() != {name for name, _ in _named_leaves(tree)}:
         raise ValueError(f"{path} holds the state of another model or optimizer")
     leaves = []
     for name, leaf in _named_leaves(tree):
-        array = np.asarray(counters[name]) if name in counters else tensors.read(name)
-        if array.shape != leaf.shape:
-            raise ValueError(f"{path}: {name} has shape {array.shape}, not {leaf.shape}")
-        leaves.append(array.astype(leaf.dtype))
-    return jax.tree.unflatten(jax.tree.structure(tree), leaves), stored["progress"]
+        if arrays[name].shape != leaf.shape:
+            raise ValueError(f"{path}: {name} has shape {arrays[name].shape}, not {leaf.shape}")
+        leaves.append(arrays[name].astype(leaf.dtype))
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves), files.read_json(path / _PROGRESS)
+
+
+def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    if shutil.disk_usage(path.parent).free < sum(array.nbytes for array in arrays.values()):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # in one line, unlike tensorstore's
+    try:
+        with _checkpointer() as orbax:
+            orbax.save(path.absolute(), arrays)
+    except ValueError as error:  # so tensorstore says that the disk is full
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    with _checkpointer() as orbax:
+        return orbax.restore(path.absolute())
+
+
+def _checkpointer() -> Any:
+    try:
+        import orbax.checkpoint as ocp
+    except ImportError:
+        raise ValueError("training needs orbax: pip install 'bart_hk[train]'") from None
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
+
+
+def _files(folder: Path) -> list[str]:
+    paths = (os.path.relpath(path, folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(paths)
 
 
 def _named_leaves(tree: Any) -> list[tuple[str, Any]]:

@@ -89,11 +89,14 @@ def logged(folder: Path) -> list[dict[str, Any]]:
 
 def final_bytes(folder: Path, heads: bool = True) -> dict[str, bytes]:
     """Everything that a finished run's parameters are in; of a task with a head, `heads`."""
-    newest = max((folder / "training").glob("update_*"), key=lambda p: int(p.name[7:]))
-    paths = [newest / "tensors.safetensors"]
+    from bart_hk.training import state
+
+    arrays, _ = state.peek(folder / "training") or ({}, {})
+    content = {name: array.tobytes() for name, array in arrays.items()}
+    assert content
     names = [name for name in MODEL_FILES if heads or name != "heads.safetensors"]
-    paths += [folder / part / name for part in (".", "last") for name in names]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+    paths = [folder / part / name for part in (".", "last") for name in names]
+    return content | {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 MODEL_FILES = ("model.safetensors", "heads.safetensors", "bart_hk.json", "config.json")
