@@ -12,12 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from bart_hk.data.batching import bucket, buckets_up_to, pad_rows
+from bart_hk.data.batching import buckets_up_to, pad_rows, plan_shapes
 from bart_hk.hub.arrays import Array, as_array
 from bart_hk.hub.features import BUCKETS, default_max_tokens
 from bart_hk.hub.scoring import ScoringBART
 from bart_hk.hub.zero_shot import HYPOTHESIS, answers, hypotheses, scores
-from bart_hk.model import BART
 from bart_hk.tasks.question_answering import (
     LABELS,
     QuestionAnsweringConfig,
@@ -38,12 +37,14 @@ class BARTHubInterface(ScoringBART):
     masks: `ScoringBART`; parameters and heads: `LoadedBART`. Here are features and classes.
     """
 
-    _spans: tuple[BART, Any] | None = None  # the network, and what scores answers with it
+    @functools.cached_property
+    def _searches(self) -> dict[Any, Any]:
+        """Of a network and the longest answer, compiled functions."""
+        return {}
 
     @functools.cached_property
-    def _taggers(self) -> dict[Any, Any]:
-        """Of heads, compiled functions."""
-        return {}
+    def _token_logits(self) -> Any:
+        return jax.jit(token_logits, static_argnums=0)
 
     @property
     def _features_max_tokens(self) -> int:
@@ -218,81 +219,127 @@ class BARTHubInterface(ScoringBART):
 
     def answer(
         self,
-        question: str,
-        context: str,
+        question: Any,
+        context: Any,
         head: str | None = None,
         *,
         may_be_none: bool = False,
         max_answer_length: int = 30,
-    ) -> tuple[str, float]:
+    ) -> Any:
         """The part of the context that answers the question, and its score (a sum of two logits).
 
         Args:
+            question, context: two texts; or two lists of so many, for a list of results.
             head: of task=question_answering; its name may be left out where there is one head.
             may_be_none: "" where having no answer scores more, as in SQuAD 2.0.
             max_answer_length: tokens.
 
         Raises:
             KeyError: there is no such head.
-            ValueError: it is of another kind, a text is empty, or the question is too long.
+            ValueError: it is of another kind, a text is empty, a question is too long, or there are
+                not as many contexts as questions.
         """
         registered = self._head(head)
         if registered.labels != LABELS:
             raise ValueError("answer needs a head that task=question_answering trained")
-        if not question.strip() or not context.strip():
-            raise ValueError("answer needs a question and a context that are not empty")
-        asked = QuestionAnsweringConfig(max_positions=min(self.max_positions))
-        one = [Question("0", question, context, ())]
-        rows = make_windows("the question", one, self.text, self.config, asked)
-        found: dict[str, list[np.ndarray]] = {}
-        for number, size in enumerate(rows.lengths):
-            length = bucket(int(size), buckets_up_to(min(self.max_positions), BUCKETS))
-            batch = rows.batch(np.array([number]), length, 1)
-            logits = self._span_logits(registered.params, batch)
-            for name, value in best_spans(logits, max_answer_length).items():
-                found.setdefault(name, []).append(np.asarray(value))
-        outputs = {name: np.concatenate(values) for name, values in found.items()}
-        return best_answers(rows, outputs, may_be_none)[0]
+        single = isinstance(question, str)
+        texts = ([question], [context]) if single else (list(question), list(context))
+        if len(texts[0]) != len(texts[1]) or not texts[0]:
+            raise ValueError(
+                f"{len(texts[0])} questions and {len(texts[1])} contexts; give one for each"
+            )
+        asked = []
+        for number, (one, other) in enumerate(zip(*texts, strict=True)):
+            if not one.strip() or not other.strip():
+                raise ValueError(
+                    "answer needs a question and a context that are not empty"
+                    + ("" if single else f"; number {number} has one")
+                )
+            asked.append(Question(str(number), one, other, ()))
+        options = QuestionAnsweringConfig(
+            max_positions=min(self.max_positions), max_answer_length=max_answer_length
+        )
+        rows = make_windows("the question", asked, self.text, self.config, options)
+        found: dict[str, np.ndarray] = {}
+        for chosen, (count, length) in self._shapes(rows.lengths):
+            batch = rows.batch(chosen, length, count)
+            best = self._best_spans(max_answer_length)(self._params, registered.params, batch)
+            for name, value in best.items():
+                values = np.asarray(value)
+                found.setdefault(name, np.zeros(len(rows.lengths), values.dtype))
+                found[name][chosen] = values[: len(chosen)]
+        answers_of = best_answers(rows, found, may_be_none)
+        return answers_of[0] if single else answers_of
 
-    def tag(self, words: Sequence[str], head: str | None = None) -> list[tuple[str, str]]:
+    def tag(self, words: Sequence[Any], head: str | None = None, *, truncate: bool = False) -> Any:
         """(word, label) of every word of a sentence.
 
         Args:
-            words: of one sentence, as the data had them that the head was trained on.
+            words: of one sentence, as the data had them that the head was trained on; or a list of
+                such lists, for a list of results.
             head: of task=token_classification; its name may be left out where there is one head.
+            truncate: words that do not fit are left out of the result.
 
         Raises:
             KeyError: there is no such head.
-            ValueError: it has no label names, or the sentence is too long or empty.
+            ValueError: it has no label names, or a sentence is too long or empty.
         """
         registered = self._head(head)
-        if registered.labels is None or registered.regression:
+        labels = registered.labels
+        if labels is None or registered.regression:
             raise ValueError("tag needs a head that task=token_classification trained")
         if isinstance(words, str) or not words:
             raise ValueError(f"words={words!r}: give the list of a sentence's words")
+        single = isinstance(words[0], str)
+        sentences: Sequence[Sequence[str]] = [words] if single else words
         longest = min(self.max_positions)
-        row, places = encode_words(self.text, self.config, words, longest)
-        if len(places) < len(words):
-            raise ValueError(
-                f"{len(words)} words take more than {longest} tokens; give fewer at once"
-            )
-        length = bucket(len(row), buckets_up_to(longest, BUCKETS))
-        batch = {
-            "src_tokens": pad_rows([row], self.config.pad_token_id, length),
-            "prev_output_tokens": pad_rows([np.roll(row, 1)], self.config.pad_token_id, length),
-        }
-        if registered not in self._taggers:
-            classes = registered.module.num_classes
-            function = functools.partial(token_logits, classes=classes)
-            self._taggers[registered] = jax.jit(function, static_argnums=0)
-        logits = self._taggers[registered](self.model, self._params, registered.params, batch)
-        classes_of = np.asarray(logits[0].argmax(-1))[places]
-        return [(word, registered.labels[i]) for word, i in zip(words, classes_of, strict=True)]
+        rows, places = [], []
+        for number, sentence in enumerate(sentences):
+            if isinstance(sentence, str) or not sentence:
+                raise ValueError(f"sentence {number} is {sentence!r}: give the list of its words")
+            row, of_words = encode_words(self.text, self.config, sentence, longest)
+            if len(of_words) < len(sentence) and not truncate:
+                which = "" if single else f" of sentence {number}"
+                raise ValueError(
+                    f"{len(sentence)} words{which} take more than {longest} tokens; give fewer at "
+                    "once"
+                )
+            rows.append(row)
+            places.append(of_words)
+        pad = self.config.pad_token_id
+        classes_of: list[np.ndarray] = [np.zeros(0, int)] * len(rows)
+        for chosen, (count, length) in self._shapes([len(row) for row in rows]):
+            batch = {
+                "src_tokens": pad_rows([rows[i] for i in chosen], pad, length, count),
+                "prev_output_tokens": pad_rows(
+                    [np.roll(rows[i], 1) for i in chosen], pad, length, count
+                ),
+            }
+            logits = self._token_logits(self.model, self._params, registered.params, batch)
+            found = np.asarray(logits.argmax(-1))
+            for position, i in enumerate(chosen):
+                classes_of[i] = found[position, places[i]]
+        tagged = [
+            [(word, labels[c]) for word, c in zip(sentence, classes, strict=False)]
+            for sentence, classes in zip(sentences, classes_of, strict=True)
+        ]
+        return tagged[0] if single else tagged
 
-    def _span_logits(self, head: Any, batch: Any) -> jax.Array:
-        if self._spans is None or self._spans[0] is not self.model:
-            self._spans = self.model, jax.jit(functools.partial(span_logits, self.model))
-        return self._spans[1](self._params, head, batch)
+    def _shapes(self, lengths: Any) -> list[tuple[np.ndarray, tuple[int, int]]]:
+        """Batches of rows of these lengths, and the shapes to pad them to."""
+        buckets = buckets_up_to(min(self.max_positions), BUCKETS)
+        return plan_shapes(lengths, max_tokens=self._features_max_tokens, buckets=buckets)
+
+    def _best_spans(self, longest: int) -> Any:
+        """The compiled search for answers of at most so many tokens."""
+        key = self.model, longest
+        if key not in self._searches:
+
+            def search(params: Any, head: Any, batch: Any) -> dict[str, jax.Array]:
+                return best_spans(span_logits(key[0], params, head, batch), longest)
+
+            self._searches[key] = jax.jit(search)
+        return self._searches[key]
 
     def _trained_classes(self, name: str, texts: list[Any]) -> list[Any]:
         registered = self.heads[name]

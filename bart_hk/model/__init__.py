@@ -2,7 +2,7 @@
 
 from bart_hk.model.bart import BART, Params
 from bart_hk.model.ensemble import Ensemble
-from bart_hk.model.heads import ClassificationHead, sentence_representation
+from bart_hk.model.heads import ClassificationHead, sentence_ends, sentence_representation
 from bart_hk.model.transformer import Cache, DecoderOutput, EncoderOutput
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "EncoderOutput",
     "Ensemble",
     "Params",
+    "sentence_ends",
     "sentence_representation",
 ]

@@ -50,6 +50,12 @@ class ClassificationHead:
 
         return hk.transform(head)
 
+    @classmethod
+    def of(cls, config: BARTConfig, params: Params) -> "ClassificationHead":
+        """The head that these parameters are of."""
+        inner_dim, num_classes = params["out_proj"]["w"].shape
+        return cls(config, num_classes, inner_dim)
+
     def init(self, key: jax.Array) -> Params:
         """Fresh float32 parameters: dense/{w, b} and out_proj/{w, b}."""
         features = jnp.zeros((1, self.config.encoder_embed_dim))
@@ -58,6 +64,12 @@ class ClassificationHead:
     def apply(self, params: Params, features: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Logits float32 [B, C] of features [B, D]; a key turns dropout on."""
         return self._transformed.apply(params, key, features, key is not None)
+
+
+def sentence_ends(src_tokens: jax.Array, eos: int) -> jax.Array:
+    """The last place of `eos` in each row of int32 [B, T]: int32 [B]."""
+    is_eos = src_tokens == eos
+    return is_eos.shape[1] - 1 - jnp.argmax(is_eos[:, ::-1], axis=1)
 
 
 def sentence_representation(
@@ -78,7 +90,6 @@ def sentence_representation(
         prev_output_tokens: int32 [B, T], what the decoder reads at the same positions.
         keys: of encoder and decoder, for dropout; None is evaluation.
     """
-    is_eos = src_tokens == bart.config.eos_token_id
-    last = is_eos.shape[1] - 1 - jnp.argmax(is_eos[:, ::-1], axis=1)  # [B]
+    last = sentence_ends(src_tokens, bart.config.eos_token_id)
     found = bart.features(params, src_tokens, prev_output_tokens, keys=keys, at=last)
     return found.features[:, 0]

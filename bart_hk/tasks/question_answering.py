@@ -22,6 +22,7 @@ from bart_hk.data.batching import pad_rows
 from bart_hk.data.readers import DataError
 from bart_hk.model import BART, ClassificationHead, Params
 from bart_hk.tasks import Batch, TaskDefaults, TaskKind, files, losses
+from bart_hk.tasks.heads import misfit
 from bart_hk.tasks.squad import Question, exact_match, f1, read_squad
 from bart_hk.text import TextEncoder
 from bart_hk.text.pieces import Pieces, encode_pieces
@@ -149,12 +150,16 @@ class QuestionAnswering(TaskDefaults):
     def init(
         self, bart: BART, params: Params, key: jax.Array, restored: dict[str, HeadFiles]
     ) -> Tree:
-        """The tree to train: the body, and the restored model's head of our name or a new one."""
+        """The tree to train: the body, and the restored model's head of our name or a new one.
+
+        Raises:
+            DataError: the restored head does not fit.
+        """
         found = restored.get(self.criterion.head_name)
         if found is not None and found.labels == LABELS:
             return {"model": params, "head": found.params}
         if found is not None:
-            _log.info("the restored head %r is of another kind", self.criterion.head_name)
+            raise misfit(self.criterion.head_name, found, "start and end", "head_name")
         return {"model": params, "head": ClassificationHead(bart.config, 2).init(key)}
 
     def loss(
@@ -257,7 +262,7 @@ def span_logits(
     keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
     encoded = bart.encode(params, batch["src_tokens"], key=keys[0])
     decoded = bart.decode(params, batch["prev_output_tokens"], encoded, key=keys[1])
-    logits = ClassificationHead(bart.config, 2).apply(head, decoded.features, keys[2])
+    logits = ClassificationHead.of(bart.config, head).apply(head, decoded.features, keys[2])
     return jnp.where(_allowed(batch), jnp.moveaxis(logits, -1, 0), -1e9)
 
 

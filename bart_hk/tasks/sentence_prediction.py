@@ -8,7 +8,6 @@ import dataclasses
 import logging
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,59 +19,31 @@ from bart_hk.checkpoint.model_files import HeadFiles
 from bart_hk.config import BARTConfig
 from bart_hk.data.batching import pad_rows
 from bart_hk.data.readers import DataError, Examples, read_examples
-from bart_hk.model import BART, ClassificationHead, Params, sentence_representation
+from bart_hk.model import (
+    BART,
+    ClassificationHead,
+    Params,
+    sentence_ends,
+    sentence_representation,
+)
 from bart_hk.tasks import Batch, TaskDefaults, TaskKind, binarised, files, losses, metrics
 from bart_hk.tasks.binarised import is_binarised, read_binarised
 from bart_hk.tasks.glue import GlueTask, glue_task
+from bart_hk.tasks.heads import described, misfit, of_head
 from bart_hk.tasks.labels import label_names, number, separated
+from bart_hk.tasks.sentence_options import (
+    SentencePredictionConfig,
+    SentencePredictionCriterionConfig,
+    as_glue,
+    check,
+)
+from bart_hk.tasks.teaching import Answers, soft_binary_cross_entropy, soft_cross_entropy
 from bart_hk.text import TextEncoder
 from bart_hk.text.framing import frame, truncate
 
 _log = logging.getLogger(__name__)
 
 Tree = dict[str, Params]  # {"model": the body's parameters, "head": the head's}
-
-
-@dataclass
-class SentencePredictionConfig(files.FilesConfig):
-    """Where the examples are and how they are read."""
-
-    _name: str = "sentence_prediction"
-    # One of GLUE's tasks in its official files, by name (bart_hk/tasks/glue.py): cola, sst2, mrpc,
-    # qqp, stsb, mnli, qnli, rte, wnli. task.data is GLUE's folder or the task's; columns, labels
-    # and metrics follow.
-    glue: str | None = None
-    # One or two columns with texts, one with labels; found by their usual names if not given.
-    text_columns: list[str] = dataclasses.field(default_factory=list)
-    label_column: str | None = None
-    # The classes in the order of the head's outputs; sorted, numbers as numbers, if not given.
-    labels: list[str] = dataclasses.field(default_factory=list)
-    num_classes: int = -1  # checked against the labels found, if positive
-    # A row has any number of labels, with the separator between them; in JSON they may be a list.
-    multi_label: bool = False
-    label_separator: str = ","
-    label_divisor: float = 1.0  # of the numbers that a regression learns; STS-B's is 5
-    max_positions: int = 512  # longer rows are cut, the longer text first; the last </s> stays
-    # In training each token becomes <mask> with this probability, which keeps a small model from
-    # knowing its examples by their rare words (word dropout: Iyyer et al. 2015, section 3.2).
-    token_dropout: float = 0.0
-
-
-@dataclass
-class SentencePredictionCriterionConfig:
-    """What is minimised and reported. Source: fairseq `criterions/sentence_prediction.py`."""
-
-    _name: str = "sentence_prediction"
-    classification_head_name: str = "sentence_classification_head"
-    regression_target: bool = False  # labels are numbers, the loss is the squared error
-    label_smoothing: float = 0.0  # fairseq has none here
-    # Of each label, {label: weight}, 1 where it is not named; or "balanced": by how rare it is.
-    class_weights: Any = None
-    # R-Drop (Wu et al. 2021): every batch passes twice, and the two are to agree. 0: once.
-    rdrop_alpha: float = 0.0
-    report_mcc: bool = False
-    report_acc_and_f1: bool = False  # F1 of class 1 of two, macro-averaged over more
-    report_pearson_and_spearman: bool = False
 
 
 class EncodedExamples:
@@ -121,10 +92,10 @@ class SentencePrediction(TaskDefaults):
         glue = glue_task(config.glue) if config.glue else None
         self._asked_order = bool(config.labels)
         if glue is not None:
-            config, criterion = _as_glue(glue, config, criterion)
+            config, criterion = as_glue(glue, config, criterion)
         self.config, self.criterion = config, criterion
         self.regression = criterion.regression_target
-        _check(config, criterion)
+        check(config, criterion)
         self._mask_id = -1  # until `encode` knows it
         train, valid = _files(config, glue)
         if config.data and is_binarised(Path(config.data)):
@@ -289,23 +260,24 @@ class SentencePrediction(TaskDefaults):
     ) -> Tree:
         """The tree to train: the body, and the restored model's head of our name or a new one.
 
-        A restored head is kept where it has the same classes; its order of them becomes ours.
-        """
-        name = self.criterion.classification_head_name
-        found = restored.get(name)
-        if found is not None and self._adopt(found):
-            return {"model": params, "head": found.params}
-        if found is not None:
-            _log.info("the restored head %r has other classes; a new one takes its place", name)
-        return {"model": params, "head": self._head(bart).init(key)}
+        A restored head has the same classes; its order of them becomes ours.
 
-    def _adopt(self, head: HeadFiles) -> bool:
-        if self.regression or head.regression:
-            return self.regression and head.regression
-        if self.config.multi_label != head.multi_label:
-            return False
-        if head.labels is None or sorted(head.labels) != sorted(self.labels):
-            return False
+        Raises:
+            DataError: it does not fit.
+        """
+        found = restored.get(self.criterion.classification_head_name)
+        if found is not None:
+            self._adopt(found)
+            return {"model": params, "head": found.params}
+        classes = 1 if self.regression else len(self.labels)
+        return {"model": params, "head": ClassificationHead(bart.config, classes).init(key)}
+
+    def _adopt(self, head: HeadFiles) -> None:
+        name = self.criterion.classification_head_name
+        if not self._fits(head):
+            raise misfit(name, head, self._wanted(), "classification_head_name")
+        if self.regression or head.labels is None:  # then task.labels are in its order
+            return
         if self._asked_order and head.labels != self.labels:
             raise DataError(
                 f"task.labels={self.labels} are in another order than those of the restored head "
@@ -320,10 +292,16 @@ class SentencePrediction(TaskDefaults):
             elif split is not None:
                 split.targets = there[split.targets]
         self.labels = list(head.labels)
-        return True
 
-    def _head(self, bart: BART) -> ClassificationHead:
-        return ClassificationHead(bart.config, 1 if self.regression else len(self.labels))
+    def _fits(self, head: HeadFiles) -> bool:
+        wanted = None if self.regression else sorted(self.labels)
+        given = None if head.regression else sorted(head.labels or ())
+        if head.labels is None and self._asked_order and head.num_classes == len(self.labels):
+            given = wanted
+        return given == wanted and head.multi_label == self.config.multi_label
+
+    def _wanted(self) -> str:
+        return described(self.labels, 1, self.regression, self.config.multi_label)
 
     def _logits(
         self, bart: BART, params: Tree, batch: dict[str, jax.Array], key: jax.Array | None
@@ -333,7 +311,8 @@ class SentencePrediction(TaskDefaults):
         features = sentence_representation(
             bart, params["model"], batch["src_tokens"], batch["prev_output_tokens"], keys[:2]
         )
-        return self._head(bart).apply(params["head"], features, keys[2])
+        head = ClassificationHead.of(bart.config, params["head"])
+        return head.apply(params["head"], features, keys[2])
 
     def loss(
         self, bart: BART, params: Tree, key: jax.Array, batch: dict[str, jax.Array]
@@ -353,6 +332,76 @@ class SentencePrediction(TaskDefaults):
         # Half of the paper's sum, so that the loss is the plain one where both passes agree.
         loss = (one + other + alpha * losses.disagreement(first, second, mask)) / 2
         return loss, sums | {"tokens": tokens}
+
+    def answers(
+        self,
+        bart: BART,
+        params: Tree,
+        key: jax.Array | None,
+        batch: dict[str, jax.Array],
+        return_all_hiddens: bool = False,
+    ) -> Answers:
+        """One pass; a key turns dropout on, that of tokens too. Traced."""
+        if key is not None and self.config.token_dropout:
+            key, drop_key = jax.random.split(key)
+            batch = batch | self._drop_tokens(batch, drop_key, bart.config)
+        keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
+        source, body = batch["src_tokens"], params["model"]
+        hiddens = {"return_all_hiddens": return_all_hiddens}
+        encoded = bart.encode(body, source, key=keys[0], **hiddens)
+        last = sentence_ends(source, bart.config.eos_token_id)
+        previous = batch["prev_output_tokens"]
+        decoded = bart.decode(body, previous, encoded, key=keys[1], at=last, **hiddens)
+        head = ClassificationHead.of(bart.config, params["head"])
+        logits = head.apply(params["head"], decoded.features[:, 0], keys[2])
+        weights: Any = batch["mask"]
+        of_classes = self._class_weights()
+        if of_classes is not None:
+            weights = jnp.where(weights, jnp.asarray(of_classes)[batch["targets"]], 0)
+        real = (source != bart.config.pad_token_id) & batch["mask"][:, None]
+        return Answers(logits, weights, encoded, decoded, real)
+
+    def loss_of(
+        self, bart: BART, found: Answers, batch: dict[str, jax.Array]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The loss as `loss` has it, of a pass that is there. Traced."""
+        loss, sums = self._loss_of(found.logits, batch)
+        return loss, sums | {"tokens": (batch["src_tokens"] != bart.config.pad_token_id).sum()}
+
+    def soft_loss(self, student: Answers, teacher: Answers, temperature: float) -> jax.Array:
+        """The summed distance from the teacher's answers, of numbers their squared difference.
+        Traced."""
+        both = student.logits, teacher.logits
+        if self.regression:
+            return losses.squared_error(both[0][:, 0], both[1][:, 0], student.weights)
+        distance = soft_binary_cross_entropy if self.config.multi_label else soft_cross_entropy
+        return distance(*both, student.weights, temperature)
+
+    def teacher_tree(self, params: Params, heads: dict[str, HeadFiles]) -> Tree:
+        """A teacher's body, and its head of our name, or its only one, with our order of classes.
+
+        Raises:
+            DataError: there is no such head, or it does not fit.
+        """
+        name = self.criterion.classification_head_name
+        head = heads.get(name) or (next(iter(heads.values())) if len(heads) == 1 else None)
+        if head is None:
+            raise DataError(
+                f"the teacher has no head {name!r} (criterion.classification_head_name); it has "
+                f"{', '.join(heads) or 'none'}"
+            )
+        if not self._fits(head):
+            raise DataError(
+                f"the teacher's head gives {of_head(head)}, and wanted are {self._wanted()}: take "
+                "a teacher that was trained on these classes"
+            )
+        if self.regression or head.labels is None:
+            return {"model": params, "head": head.params}
+        order = [head.labels.index(label) for label in self.labels]
+        last = {
+            leaf: np.asarray(array)[..., order] for leaf, array in head.params["out_proj"].items()
+        }
+        return {"model": params, "head": {**head.params, "out_proj": last}}
 
     def _loss_of(
         self, logits: jax.Array, batch: dict[str, jax.Array]
@@ -423,38 +472,6 @@ class SentencePrediction(TaskDefaults):
 KIND = TaskKind(
     SentencePredictionConfig(), (SentencePredictionCriterionConfig(),), SentencePrediction
 )
-
-
-def _as_glue(
-    glue: GlueTask, config: SentencePredictionConfig, criterion: SentencePredictionCriterionConfig
-) -> tuple[SentencePredictionConfig, SentencePredictionCriterionConfig]:
-    """Both, with what the name of a GLUE task says where nothing else was said."""
-    config = dataclasses.replace(
-        config,
-        text_columns=list(config.text_columns or glue.text_columns),
-        label_column=config.label_column or glue.label_column,
-        labels=list(config.labels or glue.labels),
-        label_divisor=config.label_divisor if config.label_divisor != 1 else glue.divisor,
-    )
-    asked: dict[str, Any] = dict.fromkeys(glue.reports, True)
-    return config, dataclasses.replace(criterion, regression_target=glue.regression, **asked)
-
-
-def _check(config: SentencePredictionConfig, criterion: SentencePredictionCriterionConfig) -> None:
-    if not 0 <= criterion.label_smoothing < 1:
-        raise DataError(f"criterion.label_smoothing={criterion.label_smoothing} must be in [0, 1)")
-    if not 0 <= config.token_dropout < 1:
-        raise DataError(f"task.token_dropout={config.token_dropout} must be in [0, 1)")
-    if criterion.rdrop_alpha < 0:
-        raise DataError(f"criterion.rdrop_alpha={criterion.rdrop_alpha} must not be negative")
-    if criterion.rdrop_alpha and (criterion.regression_target or config.multi_label):
-        raise DataError("criterion.rdrop_alpha compares classes that exclude each other")
-    if config.multi_label and criterion.regression_target:
-        raise DataError("task.multi_label and criterion.regression_target exclude each other")
-    if config.multi_label and (not config.label_separator or criterion.label_smoothing):
-        raise DataError("task.multi_label needs a task.label_separator and no label_smoothing")
-    if not config.label_divisor > 0:
-        raise DataError(f"task.label_divisor={config.label_divisor} must be above 0")
 
 
 def _ids(encoder: TextEncoder, texts: list[Any]) -> list[list[int]]:

@@ -23,6 +23,7 @@ from bart_hk.data.batching import pad_rows
 from bart_hk.data.readers import LABEL_COLUMNS, DataError, Table, read_table
 from bart_hk.model import BART, ClassificationHead, Params, sentence_representation
 from bart_hk.tasks import Batch, TaskDefaults, TaskKind, files, losses
+from bart_hk.tasks.heads import misfit
 from bart_hk.text import TextEncoder
 from bart_hk.text.framing import frame, truncate
 
@@ -129,11 +130,11 @@ class SentenceRanking(TaskDefaults):
         """The right options' numbers, int32 [N]."""
         if not table.records:
             raise DataError(f"{table.path} has a header and no rows")
-        columns = [table.column(name) for name in self._texts]
+        columns = [table.column(name) for name in self.text_columns]
         at_label = table.column(self._label)
         targets = []
         for row, (_, fields) in enumerate(table.records):
-            for name, column in zip(self._texts, columns, strict=True):
+            for name, column in zip(self.text_columns, columns, strict=True):
                 if not fields[column].strip():
                     raise DataError(f"{table.where(row)}: {name!r} is empty; remove the line")
             targets.append(self._target(table, row, fields[at_label].strip()))
@@ -154,7 +155,13 @@ class SentenceRanking(TaskDefaults):
         )
 
     @property
-    def _texts(self) -> list[str]:
+    def option_columns(self) -> list[str]:
+        """The names of the options' columns, in their order."""
+        return list(self._options)
+
+    @property
+    def text_columns(self) -> list[str]:
+        """The context's, if there is one, and the options'."""
         return [*([self._context] if self._context else []), *self._options]
 
     def fingerprint(self) -> dict[str, Any]:
@@ -165,7 +172,7 @@ class SentenceRanking(TaskDefaults):
     def texts(self) -> Iterable[str]:
         """The training texts, for making a vocabulary."""
         table = self._tables[0]
-        columns = [table.column(name) for name in self._texts]
+        columns = [table.column(name) for name in self.text_columns]
         return (fields[column] for _, fields in table.records for column in columns)
 
     def encode(self, encoder: TextEncoder, config: BARTConfig) -> None:
@@ -190,7 +197,7 @@ class SentenceRanking(TaskDefaults):
     ) -> EncodedOptions:
         ids = {
             name: encoder.encode_batch([f[table.column(name)] for _, f in table.records])
-            for name in self._texts
+            for name in self.text_columns
         }
         cut, rows = 0, []
         for i in range(len(table.records)):
@@ -212,13 +219,17 @@ class SentenceRanking(TaskDefaults):
     def init(
         self, bart: BART, params: Params, key: jax.Array, restored: dict[str, HeadFiles]
     ) -> Tree:
-        """The tree to train: the body, and the restored model's head of our name or a new one."""
-        found = restored.get(self.criterion.ranking_head_name)
+        """The tree to train: the body, and the restored model's head of our name or a new one.
+
+        Raises:
+            DataError: the restored head does not fit.
+        """
+        name = self.criterion.ranking_head_name
+        found = restored.get(name)
         if found is not None and found.num_classes == 1 and not found.regression:
             return {"model": params, "head": found.params}
         if found is not None:
-            name = self.criterion.ranking_head_name
-            _log.info("the restored head %r ranks nothing; a new one takes its place", name)
+            raise misfit(name, found, "scores of options", "ranking_head_name")
         return {"model": params, "head": ClassificationHead(bart.config, 1).init(key)}
 
     def _logits(
@@ -229,7 +240,8 @@ class SentenceRanking(TaskDefaults):
         features = sentence_representation(
             bart, params["model"], batch["src_tokens"], batch["prev_output_tokens"], keys[:2]
         )
-        scores = ClassificationHead(bart.config, 1).apply(params["head"], features, keys[2])
+        head = ClassificationHead.of(bart.config, params["head"])
+        scores = head.apply(params["head"], features, keys[2])
         return scores.reshape(-1, len(self._options))
 
     def loss(

@@ -21,6 +21,7 @@ from bart_hk.data.batching import pad_rows
 from bart_hk.data.readers import COMPRESSIONS, DataError
 from bart_hk.model import BART, ClassificationHead, Params
 from bart_hk.tasks import Batch, TaskDefaults, TaskKind, files, losses
+from bart_hk.tasks.heads import described, misfit
 from bart_hk.tasks.tagging import Sentence, entity_f1, read_tagged
 from bart_hk.text import TextEncoder
 
@@ -178,7 +179,11 @@ class TokenClassification(TaskDefaults):
     def init(
         self, bart: BART, params: Params, key: jax.Array, restored: dict[str, HeadFiles]
     ) -> Tree:
-        """The tree to train: the body, and the restored model's head of our name or a new one."""
+        """The tree to train: the body, and the restored model's head of our name or a new one.
+
+        Raises:
+            DataError: the restored head does not fit.
+        """
         found = restored.get(self.criterion.head_name)
         if found is not None and sorted(found.labels or ()) == sorted(self.labels):
             if self.config.labels and found.labels != self.labels:
@@ -194,15 +199,15 @@ class TokenClassification(TaskDefaults):
             self.labels = list(found.labels or ())
             return {"model": params, "head": found.params}
         if found is not None:
-            name = self.criterion.head_name
-            _log.info("the restored head %r has other classes; a new one takes its place", name)
+            wanted = described(self.labels, len(self.labels))
+            raise misfit(self.criterion.head_name, found, wanted, "head_name")
         head = ClassificationHead(bart.config, len(self.labels))
         return {"model": params, "head": head.init(key)}
 
     def _logits(
         self, bart: BART, params: Tree, batch: dict[str, jax.Array], key: jax.Array | None
     ) -> jax.Array:
-        return token_logits(bart, params["model"], params["head"], batch, len(self.labels), key)
+        return token_logits(bart, params["model"], params["head"], batch, key)
 
     def loss(
         self, bart: BART, params: Tree, key: jax.Array, batch: dict[str, jax.Array]
@@ -269,14 +274,13 @@ def token_logits(
     params: Params,
     head: Params,
     batch: dict[str, jax.Array],
-    classes: int,
     key: jax.Array | None = None,
 ) -> jax.Array:
     """Of every token, float32 [B, S, C]. Traced."""
     keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
     encoded = bart.encode(params, batch["src_tokens"], key=keys[0])
     decoded = bart.decode(params, batch["prev_output_tokens"], encoded, key=keys[1])
-    return ClassificationHead(bart.config, classes).apply(head, decoded.features, keys[2])
+    return ClassificationHead.of(bart.config, head).apply(head, decoded.features, keys[2])
 
 
 def encode_words(

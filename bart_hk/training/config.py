@@ -16,6 +16,8 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from bart_hk.config import ARCHITECTURES, BARTConfig
 from bart_hk.tasks.kinds import CRITERIA, TASKS
+from bart_hk.training.distillation import DistillationConfig
+from bart_hk.training.distillation import check as check_distillation
 from bart_hk.training.optim import LR_SCHEDULERS, OPTIMIZERS, betas
 from bart_hk.training.step import EMAConfig
 from bart_hk.training.tuning import TuningConfig
@@ -79,6 +81,7 @@ class CheckpointConfig:
 
     save_dir: str = "checkpoints"  # the best model; `last/` the last one; `training/` the state
     restore_file: str | None = None  # a model to start from: a directory or a name
+    reset_heads: bool = False  # a new head, where the restored one of its name does not fit
     # False takes that part of the training state in restore_file, too, which must be a run's
     # directory; see bart_hk/training/restoring.py. (fairseq's are false by default.)
     reset_optimizer: bool = True
@@ -108,6 +111,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     ema: EMAConfig = dataclasses.field(default_factory=EMAConfig)
     tuning: TuningConfig = dataclasses.field(default_factory=TuningConfig)
+    distillation: DistillationConfig = dataclasses.field(default_factory=DistillationConfig)
 
 
 def _model_node(name: str, config: BARTConfig) -> Any:
@@ -215,6 +219,7 @@ def _check(config: TrainConfig) -> None:
     optimization.update_freq = _single("optimization.update_freq", optimization.update_freq, int)
     try:
         check_tuning(config.tuning, optimization.lr)
+        check_distillation(config.distillation)
         config.optimizer.adam_betas = list(betas(config.optimizer.adam_betas))
     except ValueError as error:
         raise ConfigError(str(error)) from None

@@ -7,6 +7,7 @@ fields in `TIMING`. Those of event "train" are means over the updates since the 
     nll_loss                  of tasks that write a text: without label smoothing, per target token
     ppl                       e^nll_loss, which is fairseq's 2^nll_loss
     loss_base2, nll_loss_base2    of these tasks, in bits, as fairseq logs them
+    own_loss, soft_loss, hidden_loss    with a teacher (`distillation`): the parts of `loss`
     accuracy                  percent
     gnorm, lr                 of the gradient before clipping; of the last update
     padding                   the share of both sides' positions that held none of the rows' tokens
@@ -72,9 +73,11 @@ class RunLog:
 def means(sums: dict[str, float]) -> dict[str, float]:
     """What the sums of a task's losses say: losses, perplexity, accuracy."""
     found = {"loss": sums["loss"] / sums["count"]}
+    parts = ("own_loss", "soft_loss", "hidden_loss")
+    found |= {name: sums[name] / sums["count"] for name in parts if name in sums}
     if "nll_loss" in sums:
         found["nll_loss"] = sums["nll_loss"] / sums["tokens"]
-        found |= {f"{name}_base2": value / math.log(2) for name, value in found.items()}
+        found |= {f"{n}_base2": found[n] / math.log(2) for n in ("loss", "nll_loss")}
         found["ppl"] = math.exp(min(found["nll_loss"], 700.0))  # where floats end
     if "correct" in sums:
         found["accuracy"] = 100 * sums["correct"] / sums.get("predicted", sums["count"])

@@ -31,11 +31,12 @@ from bart_hk.compilation import use_persistent_cache
 from bart_hk.tasks import Tree
 from bart_hk.training import optim, state, tuning
 from bart_hk.training.config import GROUPS, ConfigError, TrainConfig, complete
+from bart_hk.training.distillation import Teacher
 from bart_hk.training.loader import Loaded, Loader
 from bart_hk.training.log import RunLog, means
 from bart_hk.training.restoring import take_over
 from bart_hk.training.start import make_task, start
-from bart_hk.training.step import Step
+from bart_hk.training.step import Loss, Step
 from bart_hk.training.stopping import EXIT_CODE, catching_sigterm
 from bart_hk.training.throughput import peak_flops
 
@@ -105,6 +106,7 @@ class Run:
         init_key, self.key = jax.random.split(jax.random.key(config.common.seed))
         begun = start(config, self.task, init_key)
         self.encoder, self.bart, params = begun.encoder, begun.bart, begun.params
+        self._extras = begun.extras
         self.loader = Loader(
             config.dataset,
             self.task,
@@ -114,10 +116,13 @@ class Run:
         )
         total = self._total_updates()
         self.rate = optim.schedule(config.lr_scheduler, config.optimization.lr, total)
+        loss: Loss = functools.partial(self.task.loss, self.bart)
+        given: tuple[Tree, ...] = ()
+        if config.distillation.teacher:
+            teacher = Teacher(config.distillation, self.task, self.bart, self.encoder)
+            loss, given = teacher.loss, (teacher.params,)
         self.step = Step(
-            tuning.without_frozen(
-                config.tuning, functools.partial(self.task.loss, self.bart), params
-            ),
+            tuning.without_frozen(config.tuning, loss, params),
             tuning.tuned(
                 config.tuning,
                 optim.optimizer(config.optimizer, self.rate),
@@ -127,6 +132,7 @@ class Run:
             config.optimization.clip_norm,
             self.key,
             config.ema,
+            given,
         )
         self.predict = jax.jit(functools.partial(self.task.predict, self.bart))
 
@@ -335,7 +341,7 @@ class Run:
         body, heads = self.task.parts(jax.device_get(self.model))
         config = self.bart.config
         longest = min(config.max_source_positions, config.max_target_positions)
-        about: dict[str, Any] = {"update": self.progress.update}
+        about: dict[str, Any] = {"update": self.progress.update, "task": self.config.task._name}
         if self.progress.valid:
             about |= {"valid": self.progress.valid}
         write_model(
@@ -343,7 +349,7 @@ class Run:
             config,
             body,
             heads,
-            {"training": about, **self.task.extras()},
+            {**self._extras, "training": about, **self.task.extras()},
             also=lambda folder: self.encoder.save(folder, longest),
         )
 

@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -21,6 +22,9 @@ from bart_hk.zoo import load_tokenizer
 
 _log = logging.getLogger(__name__)
 
+# What surrounds texts, and how they are generated, is what the present task says.
+_OF_TASKS = ("prepend_bos", "source_suffix", "generation")
+
 
 @dataclass
 class Start:
@@ -30,6 +34,7 @@ class Start:
     encoder: TextEncoder
     bart: BART
     params: Tree
+    extras: Mapping[str, Any] = field(default_factory=dict)  # of the restored model's bart_hk.json
 
 
 def make_task(config: TrainConfig) -> Task:
@@ -72,19 +77,22 @@ def start(config: TrainConfig, task: Task, key: jax.Array) -> Start:
             raise ConfigError(f"checkpoint.restore_file={restore} names {len(members)} models")
         (files,) = members
         bart = network(task.model_config(files.config.replace(**rates), encoder))
-        params, heads = files.params, files.heads
+        params, heads, extras = files.params, files.heads, files.extras
+        if config.checkpoint.reset_heads:
+            heads = {}
     else:
         encoder = _new_encoder(config.task, task)
         bart = network(task.model_config(_new_config(config.model, encoder), encoder))
         key, body_key = jax.random.split(key)
-        params, heads = bart.init(body_key), {}
+        params, heads, extras = bart.init(body_key), {}, {}
     task.encode(encoder, bart.config)
     tree = task.init(bart, params, key, heads)
     # Copies: the update step overwrites its inputs, which must not be a mapped file.
     tree = jax.tree.map(lambda a: jnp.array(a, jnp.float32, copy=True), tree)
     count = sum(int(np.size(a)) for a in jax.tree.leaves(tree))
     _log.info("%s: %s parameters", restore or "a new model", f"{count:,}")
-    return Start(task, encoder, bart, tree)
+    extras = {name: value for name, value in extras.items() if name not in _OF_TASKS}
+    return Start(task, encoder, bart, tree, extras)
 
 
 def _new_encoder(config: Any, task: Task) -> TextEncoder:

@@ -14,8 +14,8 @@ import optax
 from bart_hk.tasks import Tree
 from bart_hk.training import optim
 
-# (params, key, batch) -> the summed loss and sums to log, `count` (its divisor) among them.
-Loss = Callable[[Tree, jax.Array, Any], tuple[jax.Array, dict[str, jax.Array]]]
+# (params, key, batch, *given) -> the summed loss and sums to log, `count` (its divisor) among them.
+Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
 
 @dataclass
@@ -46,10 +46,13 @@ class Step:
         clip_norm: float,
         key: jax.Array,
         ema: EMAConfig | None = None,
+        given: tuple[Any, ...] = (),
     ) -> None:
-        """`key` is the run's; a batch's is made of it, the update's and the batch's number."""
+        """`key` is the run's; a batch's is made of it, the update's and the batch's number. `given`
+        are arrays that the loss reads and that do not change, such as a teacher's parameters: the
+        compiled functions take them as arguments, for a constant would be stored in each."""
         self._loss, self._optimizer, self._clip_norm, self._key = loss, optimizer, clip_norm, key
-        self._ema = ema or EMAConfig()
+        self._ema, self._given = ema or EMAConfig(), given
         self._accumulate = jax.jit(self._accumulated, donate_argnums=0)
         self._apply = jax.jit(self._applied, donate_argnums=(0, 1))
         self._whole = jax.jit(self._made_of_one, donate_argnums=0)
@@ -74,33 +77,36 @@ class Step:
         """
         number = jnp.int32(update)
         if len(batches) == 1:
-            return self._whole(state, number, batches[0])
+            return self._whole(state, number, batches[0], self._given)
         for micro, batch in enumerate(batches):
             if self._totals is None:
                 self._totals = self._zeros(state["params"], batch)
             self._totals = self._accumulate(
-                self._totals, state["params"], number, jnp.int32(micro), batch
+                self._totals, state["params"], number, jnp.int32(micro), batch, self._given
             )
         state, self._totals, sums = self._apply(state, self._totals, number)
         return state, sums
 
     # --- Traced -----------------------------------------------------------------------------------
 
-    def _of_batch(self, params: Tree, update: jax.Array, micro: jax.Array, batch: Any) -> Any:
+    def _of_batch(
+        self, params: Tree, update: jax.Array, micro: jax.Array, batch: Any, given: Any
+    ) -> Any:
         """A batch's summed gradients and sums."""
         key = jax.random.fold_in(jax.random.fold_in(self._key, update), micro)
-        (value, sums), grads = jax.value_and_grad(self._loss, has_aux=True)(params, key, batch)
+        whole = jax.value_and_grad(self._loss, has_aux=True)
+        (value, sums), grads = whole(params, key, batch, *given)
         return {"grads": grads, "sums": {"loss": value, **sums}}
 
     def _accumulated(
-        self, totals: Any, params: Tree, update: jax.Array, micro: jax.Array, batch: Any
+        self, totals: Any, params: Tree, update: jax.Array, micro: jax.Array, batch: Any, given: Any
     ) -> Any:
         """Adds a batch's gradients and sums to those of the update so far."""
-        return jax.tree.map(jnp.add, totals, self._of_batch(params, update, micro, batch))
+        return jax.tree.map(jnp.add, totals, self._of_batch(params, update, micro, batch, given))
 
-    def _made_of_one(self, state: dict[str, Any], update: jax.Array, batch: Any) -> Any:
+    def _made_of_one(self, state: dict[str, Any], update: jax.Array, batch: Any, given: Any) -> Any:
         """A whole update of a single batch: its gradients are never stored beside their totals."""
-        totals = self._of_batch(state["params"], update, jnp.int32(0), batch)
+        totals = self._of_batch(state["params"], update, jnp.int32(0), batch, given)
         return self._changed(state, totals, update)
 
     def _applied(self, state: dict[str, Any], totals: Any, update: jax.Array) -> Any:
@@ -128,6 +134,6 @@ class Step:
         return jax.tree.map(lambda a, p: a * decay + p * (1 - decay), average, params)
 
     def _zeros(self, params: Tree, batch: Any) -> Any:
-        value, sums = jax.eval_shape(self._loss, params, self._key, batch)
+        value, sums = jax.eval_shape(self._loss, params, self._key, batch, *self._given)
         shapes = {"grads": params, "sums": {"loss": value, **sums}}
         return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)

@@ -8,6 +8,7 @@ import pytest
 
 import bart_hk
 from bart_hk.checkpoint.huggingface import read_model
+from bart_hk.data.readers import DataError
 from bart_hk.tasks.sentence_prediction import SentencePrediction
 from bart_hk.training import loop
 from bart_hk.training.config import ConfigError
@@ -203,8 +204,14 @@ def test_a_restored_head_keeps_its_order_of_classes(configured, finished, senten
     from bart_hk.checkpoint.huggingface import write_model
     from bart_hk.text import TextEncoder
 
+    extras = {"model_type": "plbart", "langs": ["java"], "prepend_bos": False, "training": {}}
     write_model(
-        relabelled, stored.config, stored.params, stored.heads, also=TextEncoder.load(finished).save
+        relabelled,
+        stored.config,
+        stored.params,
+        stored.heads,
+        extras,
+        also=TextEncoder.load(finished).save,
     )
     found = {}
     for name, source in (("same", finished), ("turned", relabelled)):
@@ -215,11 +222,16 @@ def test_a_restored_head_keeps_its_order_of_classes(configured, finished, senten
         }
         found[name] = train(configured(tmp_path / name, **changes)).valid["accuracy"]
     assert found["turned"] == pytest.approx(100 - found["same"])
-    labels = read_model(tmp_path / "turned").heads["sentence_classification_head"].labels
-    assert labels == ["pos", "neg"]
+    written = read_model(tmp_path / "turned")
+    assert written.heads["sentence_classification_head"].labels == ["pos", "neg"]
+    # What else the model was stays, but for what surrounds texts, which this task decides.
+    assert written.extras["model_type"] == "plbart" and written.extras["langs"] == ["java"]
+    assert "prepend_bos" not in written.extras and written.extras["training"]["update"] == 7
 
 
-def test_other_classes_get_a_new_head(configured, finished, tmp_path):
+def test_a_head_of_other_classes_is_replaced_only_where_that_is_asked(
+    configured, finished, tmp_path
+):
     lines = [f"a film\t{c}" for c in "abc"] * 8
     (tmp_path / "three.tsv").write_text("sentence\tlabel\n" + "\n".join(lines) + "\n")
     changes = {
@@ -227,6 +239,14 @@ def test_other_classes_get_a_new_head(configured, finished, tmp_path):
         "task": {"vocab_size": None, "data": None, "train": str(tmp_path / "three.tsv")},
         "optimization": {"max_epoch": 1},
     }
+    message = (
+        "the restored head 'sentence_classification_head' gives the classes neg, pos, and wanted "
+        "are the classes a, b, c: name another head in criterion.classification_head_name, or "
+        "have a new one in its place with checkpoint.reset_heads=true"
+    )
+    with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
+        train(configured(tmp_path / "run", **changes))
+    changes["checkpoint"] |= {"reset_heads": True}
     train(configured(tmp_path / "run", **changes))
     head = read_model(tmp_path / "run").heads["sentence_classification_head"]
     assert head.labels == ["a", "b", "c"] and head.num_classes == 3

@@ -1,0 +1,84 @@
+"""The options of `bart_hk.tasks.sentence_prediction`."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from bart_hk.data.readers import DataError
+from bart_hk.tasks import files
+from bart_hk.tasks.glue import GlueTask
+
+
+@dataclass
+class SentencePredictionConfig(files.FilesConfig):
+    """Where the examples are and how they are read."""
+
+    _name: str = "sentence_prediction"
+    # One of GLUE's tasks in its official files, by name (bart_hk/tasks/glue.py): cola, sst2, mrpc,
+    # qqp, stsb, mnli, qnli, rte, wnli. task.data is GLUE's folder or the task's; columns, labels
+    # and metrics follow.
+    glue: str | None = None
+    # One or two columns with texts, one with labels; found by their usual names if not given.
+    text_columns: list[str] = dataclasses.field(default_factory=list)
+    label_column: str | None = None
+    # The classes in the order of the head's outputs; sorted, numbers as numbers, if not given.
+    labels: list[str] = dataclasses.field(default_factory=list)
+    num_classes: int = -1  # checked against the labels found, if positive
+    # A row has any number of labels, with the separator between them; in JSON they may be a list.
+    multi_label: bool = False
+    label_separator: str = ","
+    label_divisor: float = 1.0  # of the numbers that a regression learns; STS-B's is 5
+    max_positions: int = 512  # longer rows are cut, the longer text first; the last </s> stays
+    # In training each token becomes <mask> with this probability, which keeps a small model from
+    # knowing its examples by their rare words (word dropout: Iyyer et al. 2015, section 3.2).
+    token_dropout: float = 0.0
+
+
+@dataclass
+class SentencePredictionCriterionConfig:
+    """What is minimised and reported. Source: fairseq `criterions/sentence_prediction.py`."""
+
+    _name: str = "sentence_prediction"
+    classification_head_name: str = "sentence_classification_head"
+    regression_target: bool = False  # labels are numbers, the loss is the squared error
+    label_smoothing: float = 0.0  # fairseq has none here
+    # Of each label, {label: weight}, 1 where it is not named; or "balanced": by how rare it is.
+    class_weights: Any = None
+    # R-Drop (Wu et al. 2021): every batch passes twice, and the two are to agree. 0: once.
+    rdrop_alpha: float = 0.0
+    report_mcc: bool = False
+    report_acc_and_f1: bool = False  # F1 of class 1 of two, macro-averaged over more
+    report_pearson_and_spearman: bool = False
+
+
+def as_glue(
+    glue: GlueTask, config: SentencePredictionConfig, criterion: SentencePredictionCriterionConfig
+) -> tuple[SentencePredictionConfig, SentencePredictionCriterionConfig]:
+    """Both, with what the name of a GLUE task says where nothing else was said."""
+    config = dataclasses.replace(
+        config,
+        text_columns=list(config.text_columns or glue.text_columns),
+        label_column=config.label_column or glue.label_column,
+        labels=list(config.labels or glue.labels),
+        label_divisor=config.label_divisor if config.label_divisor != 1 else glue.divisor,
+    )
+    asked: dict[str, Any] = dict.fromkeys(glue.reports, True)
+    return config, dataclasses.replace(criterion, regression_target=glue.regression, **asked)
+
+
+def check(config: SentencePredictionConfig, criterion: SentencePredictionCriterionConfig) -> None:
+    """Raises DataError for values that make no sense, alone or together."""
+    if not 0 <= criterion.label_smoothing < 1:
+        raise DataError(f"criterion.label_smoothing={criterion.label_smoothing} must be in [0, 1)")
+    if not 0 <= config.token_dropout < 1:
+        raise DataError(f"task.token_dropout={config.token_dropout} must be in [0, 1)")
+    if criterion.rdrop_alpha < 0:
+        raise DataError(f"criterion.rdrop_alpha={criterion.rdrop_alpha} must not be negative")
+    if criterion.rdrop_alpha and (criterion.regression_target or config.multi_label):
+        raise DataError("criterion.rdrop_alpha compares classes that exclude each other")
+    if config.multi_label and criterion.regression_target:
+        raise DataError("task.multi_label and criterion.regression_target exclude each other")
+    if config.multi_label and (not config.label_separator or criterion.label_smoothing):
+        raise DataError("task.multi_label needs a task.label_separator and no label_smoothing")
+    if not config.label_divisor > 0:
+        raise DataError(f"task.label_divisor={config.label_divisor} must be above 0")
