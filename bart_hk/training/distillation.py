@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from bart_hk.checkpoint.students import layers_to_copy, layers_to_supervise
-from bart_hk.config import BARTConfig
+from bart_hk.config import BARTConfig, Flavour
 from bart_hk.hub.opening import open_model
 from bart_hk.model import BART
 from bart_hk.tasks import Task, Tree
@@ -149,6 +149,9 @@ def _check_fits(
 ) -> None:
     """Raises ValueError unless both read and write the same ids, and what one reads fits both."""
     what = f"distillation.teacher={name}"
+    for whose, config in (("it", teacher), ("the student", student)):
+        if config.flavour != Flavour.encoder_decoder:
+            raise ValueError(f"{what}: {whose} is {config.flavour}, and both are encoder_decoder")
     if text.dictionary.symbols != mine.dictionary.symbols:
         raise ValueError(
             f"{what} has another vocabulary than the student ({len(text.dictionary)} and "

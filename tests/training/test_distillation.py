@@ -221,6 +221,8 @@ def test_a_teacher_that_does_not_fit(folder, tmp_path):
     refused("has max_target_positions=20, fewer than the student's 30", folder, task, longer)
     wide = MODEL.replace(encoder_embed_dim=16)
     refused("have the width 8, the student's 16; set it to 0", folder, task, wide, alpha_hid=1.0)
+    alone = MODEL.replace(flavour="encoder_only")
+    refused("the student is encoder_only, and both are encoder_decoder", folder, task, alone)
     deep = MODEL.replace(encoder_layers=3)
     refused("the student has 3 encoder layers, and its teacher", folder, task, deep, alpha_hid=1.0)
     refused("rdrop_alpha exclude each other", folder, texts(folder, rdrop_alpha=1.0))
