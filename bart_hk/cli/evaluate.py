@@ -1,11 +1,13 @@
 """`bart-hk-evaluate MODEL DATA`: how good a model is on labelled data, and where it is wrong.
 
-With a classification or regression head the data are a table of texts and labels; without one, or
-with --texts, a table of sources and targets, for which the model writes texts. In OUTPUT it leaves
-metrics.json, predictions.jsonl, worst.jsonl and, of classes, confusion.png.
+With a head the data are what its task was trained on: a table of texts and labels, of contexts and
+options, words with their tags (CoNLL or JSON lines), or questions in SQuAD's format. Without one,
+or with --texts, they are a table of sources and targets, for which the model writes texts. In
+OUTPUT it leaves metrics.json, predictions.jsonl, worst.jsonl and, of classes, confusion.png.
 
     bart-hk-evaluate checkpoints dev.tsv
     bart-hk-evaluate checkpoints GLUE/RTE/dev.tsv --glue rte
+    bart-hk-evaluate tagger dev.conll
     bart-hk-evaluate bart.large.cnn test.jsonl --preset cnn --output cnn
 """
 
@@ -19,42 +21,42 @@ from typing import Any
 import numpy as np
 
 from bart_hk.checkpoint import files
-from bart_hk.cli import judging
+from bart_hk.cli import commands, judging, judging_parts
+from bart_hk.cli.judging_parts import TASKS
 from bart_hk.cli.option_flags import add_option_flags
 from bart_hk.generation.options import GenerationOptions
 from bart_hk.generation.presets import PRESETS
 from bart_hk.hub import BARTHubInterface, load
 from bart_hk.tasks import text_metrics
 from bart_hk.tasks.bootstrap import intervals
-from bart_hk.tasks.glue import GLUE, glue_task
+from bart_hk.tasks.glue import GLUE, GlueTask, glue_task
+from bart_hk.tasks.sentence_ranking import SentenceRankingConfig
 
+_PROGRAM = "bart-hk-evaluate"
 # The seed is the bootstrap's; the rest asks for more than one text, or for more than a flag.
 _LEFT_OUT = ("seed", "nbest", "print_alignment", "lm_weight", "constraints")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parts = (__doc__ or "").split("\n\n")
-    parser = argparse.ArgumentParser(
-        "bart-hk-evaluate",
-        description=f"{parts[0].partition(': ')[2]}\n\n{parts[1]}",
-        epilog=f"examples:\n\n{parts[2]}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("model", help="what bart_hk.load takes: a folder, file, name, address")
+    parser = commands.parser(_PROGRAM, __doc__)
     parser.add_argument("data", type=Path, help="a .tsv, .csv or .jsonl file, .gz or .xz or plain")
     parser.add_argument("-o", "--output", type=Path, help="a folder (default: evaluation-DATA)")
     parser.add_argument("--samples", type=int, default=1000, help="of the bootstrap; 0: none")
     parser.add_argument("--seed", type=int, default=1, help="of the bootstrap (default 1)")
     parser.add_argument("--worst", type=int, default=20, metavar="N", help="rows in worst.jsonl")
     parser.add_argument("--no-plot", action="store_true", help="no confusion.png")
-    parser.add_argument("--dtype", default="float32", help="of the computation")
     heads = parser.add_argument_group("heads")
     heads.add_argument("--head", help="its name; may be left out where there is one")
+    heads.add_argument("--task", choices=TASKS, help="of the head, where that is not known")
     heads.add_argument("--glue", metavar="TASK", help=f"an official file of {', '.join(GLUE)}")
     heads.add_argument("--text-columns", nargs="+", metavar="NAME", help="one or two")
-    heads.add_argument("--label-column", metavar="NAME")
+    heads.add_argument("--label-column", metavar="NAME", help="of words a number, -1 the last")
     heads.add_argument("--labels", nargs="+", help="names of the head's classes, in its order")
     heads.add_argument("--label-separator", default=",", help="of several labels of a row")
+    heads.add_argument("--context-column", metavar="NAME", help="of options")
+    heads.add_argument("--option-columns", nargs="+", metavar="NAME")
+    heads.add_argument("--first-label", type=int, default=0, help="the first option's number")
+    heads.add_argument("--word-column", type=int, default=0, help="of words and tags")
     texts = parser.add_argument_group("texts")
     texts.add_argument("--texts", action="store_true", help="write texts, though there is a head")
     texts.add_argument("--source-column", metavar="NAME")
@@ -84,27 +86,7 @@ def evaluate(arguments: argparse.Namespace) -> list[str]:
     if not arguments.data.is_file():
         raise ValueError(f"{arguments.data} does not exist")
     bart = load(arguments.model, dtype=arguments.dtype)
-    head = _head(bart, arguments)
-    if head is None:
-        judged = judging.judge_texts(
-            bart,
-            arguments.data,
-            options,
-            arguments.metrics,
-            source_column=arguments.source_column,
-            target_column=arguments.target_column,
-        )
-    else:
-        judged = judging.judge_head(
-            bart,
-            head,
-            arguments.data,
-            text_columns=arguments.text_columns,
-            label_column=arguments.label_column,
-            labels=arguments.labels,
-            label_separator=arguments.label_separator,
-            glue=glue,
-        )
+    judged = _judged(bart, arguments, glue, options)
     found = judged.metrics(np.arange(judged.rows))
     ends = intervals(judged.metrics, judged.rows, arguments.samples, seed=arguments.seed)
     figure = None
@@ -138,6 +120,53 @@ def evaluate(arguments: argparse.Namespace) -> list[str]:
     return [*lines, *judged.headline, f"written to {output}"]
 
 
+def _judged(
+    bart: BARTHubInterface,
+    arguments: argparse.Namespace,
+    glue: GlueTask | None,
+    options: dict[str, Any],
+) -> judging.Judged:
+    head, data = _head(bart, arguments), arguments.data
+    if head is None:
+        return judging.judge_texts(
+            bart,
+            data,
+            options,
+            arguments.metrics,
+            source_column=arguments.source_column,
+            target_column=arguments.target_column,
+        )
+    task = arguments.task or judging_parts.task_of(bart, head)
+    if task == judging_parts.RANKING:
+        columns = SentenceRankingConfig(
+            context_column=arguments.context_column,
+            option_columns=arguments.option_columns or [],
+            label_column=arguments.label_column,
+            first_label=arguments.first_label,
+        )
+        return judging_parts.judge_ranking(bart, head, data, columns)
+    if task == judging_parts.TAGGING:
+        try:
+            label = int(arguments.label_column or -1)
+        except ValueError:
+            raise ValueError(
+                f"--label-column {arguments.label_column} of words is a number, -1 for the last"
+            ) from None
+        return judging_parts.judge_tags(bart, head, data, arguments.word_column, label)
+    if task == judging_parts.ANSWERING:
+        return judging_parts.judge_answers(bart, head, data)
+    return judging.judge_head(
+        bart,
+        head,
+        data,
+        text_columns=arguments.text_columns,
+        label_column=arguments.label_column,
+        labels=arguments.labels,
+        label_separator=arguments.label_separator,
+        glue=glue,
+    )
+
+
 def _head(bart: BARTHubInterface, arguments: argparse.Namespace) -> str | None:
     """The head to judge, or None for texts."""
     if arguments.texts:
@@ -163,9 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         lines = evaluate(arguments)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        text = error.args[0] if isinstance(error, KeyError) else str(error)
-        print(f"bart-hk-evaluate: error: {' '.join(str(text).split())}", file=sys.stderr)
-        return 2
+        return commands.complain(_PROGRAM, error)
     print("\n".join(lines))
     return 0
 

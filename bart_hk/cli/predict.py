@@ -1,8 +1,9 @@
-"""`bart-hk-predict MODEL`: the classes or values of the texts on standard input, one on every line.
+"""`bart-hk-predict MODEL`: what a head says of the texts on standard input, one on every line.
 
-A pair stands on one line with a tab between. A line of output has the label and its probability, or
-the value; with --json an object. With --labels a head that tells entailment (bart.large.mnli's)
-ranks those. Lines are answered as they come.
+A pair stands on one line with a tab between; so do a context and its options, and a question and
+its context; the words that a head tags have spaces between. A line of output has the label and its
+probability, the value, the tags, or the answer and its score; with --json an object. With --labels
+a head that tells entailment (bart.large.mnli's) ranks those. Lines are answered as they come.
 
     echo "a fine film" | bart-hk-predict checkpoints
     bart-hk-predict bart.large.mnli --labels sport politics < news.txt
@@ -18,28 +19,25 @@ from typing import IO, Any
 
 import numpy as np
 
+from bart_hk.cli import commands
 from bart_hk.cli.judging import head_name
+from bart_hk.cli.judging_parts import SENTENCES, TASKS, answer_lines, task_of
 from bart_hk.hub import BARTHubInterface, load
 from bart_hk.hub.zero_shot import HYPOTHESIS, hypotheses
 
+_PROGRAM = "bart-hk-predict"
 _WINDOW = 256  # lines at once, unless somebody types them
 
 
 def _parser() -> argparse.ArgumentParser:
-    parts = (__doc__ or "").split("\n\n")
-    parser = argparse.ArgumentParser(
-        "bart-hk-predict",
-        description=f"{parts[0].partition(': ')[2]}\n\n{parts[1]}",
-        epilog=f"examples:\n\n{parts[2]}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("model", help="what bart_hk.load takes: a folder, file, name, address")
+    parser = commands.parser(_PROGRAM, __doc__)
     parser.add_argument("--head", help="its name; may be left out where there is one")
     parser.add_argument("--labels", nargs="+", help="classes that nothing was trained for")
     parser.add_argument("--hypothesis-template", default=HYPOTHESIS, help="default: %(default)s")
     parser.add_argument("--multi-label", action="store_true", help="any of --labels may hold")
     parser.add_argument("--json", action="store_true", help="objects, with every probability")
-    parser.add_argument("--dtype", default="float32", help="of the computation")
+    parser.add_argument("--task", choices=TASKS, help="of the head, where that is not known")
+    parser.add_argument("--may-be-none", action="store_true", help="there may be no answer")
     parser.add_argument("--buffer-size", type=int, help="lines that are read before an answer")
     return parser
 
@@ -47,7 +45,8 @@ def _parser() -> argparse.ArgumentParser:
 def answers(
     bart: BARTHubInterface, texts: Sequence[str], arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Of each line the "label" and "probability", or "value"; with all "probabilities"."""
+    """Of each line the "label" and "probability", with all "probabilities"; or "value"; or as of
+    `answer_lines`."""
     items: list[Any] = [tuple(text.split("\t")) if "\t" in text else text for text in texts]
     if arguments.labels:
         ranked = bart.classify(
@@ -58,6 +57,9 @@ def answers(
             multi_label=arguments.multi_label,
         )
         return [_named(pairs) for pairs in ranked]
+    if arguments.task != SENTENCES:
+        name, none = arguments.head, arguments.may_be_none
+        return answer_lines(bart, name, arguments.task, texts, none)
     head = bart.heads[arguments.head]
     found = bart.predict(arguments.head, bart.encode(items, truncate=True))
     if head.regression:
@@ -95,6 +97,7 @@ def run(arguments: argparse.Namespace, lines: IO[bytes], out: IO[str]) -> None:
             "bart-hk-generate writes texts"
         )
     arguments.head = head_name(bart, arguments.head)
+    arguments.task = arguments.task or task_of(bart, arguments.head)
     size = arguments.buffer_size or (1 if sys.stdin.isatty() else _WINDOW)
     for window in _windows(_texts(lines), size):
         for answer in answers(bart, window, arguments):
@@ -121,6 +124,10 @@ def _windows(texts: Iterator[str], size: int) -> Iterator[list[str]]:
 def _line(answer: dict[str, Any], as_json: bool) -> str:
     if as_json:
         return json.dumps(answer, ensure_ascii=False) + "\n"
+    if "labels" in answer:
+        return " ".join(answer["labels"]) + "\n"
+    if "answer" in answer:
+        return f"{' '.join(answer['answer'].split())}\t{answer['score']:.4f}\n"
     if "value" in answer:
         return f"{answer['value']:.6g}\n"
     return f"{answer['label']}\t{answer['probability']:.4f}\n"
@@ -136,9 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()  # nobody reads on
         return 0
     except (OSError, ValueError, KeyError) as error:
-        text = error.args[0] if isinstance(error, KeyError) else str(error)
-        print(f"bart-hk-predict: error: {' '.join(str(text).split())}", file=sys.stderr)
-        return 2
+        return commands.complain(_PROGRAM, error)
     return 0
 
 
