@@ -53,7 +53,7 @@ def configured(sentences: Path) -> Callable[..., dict[str, Any]]:
     base = {
         "task": {"data": str(sentences), "vocab_size": 280},
         "model": MODEL,
-        "dataset": {"batch_size": 16, "length_buckets": [16, 40]},
+        "dataset": {"batch_size": 16, "length_buckets": [40]},
         "optimization": {"lr": 1e-2, "max_epoch": 3},
         "common": {"log_interval": 2, "no_progress_bar": True},
         "checkpoint": {},
