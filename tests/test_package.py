@@ -15,7 +15,12 @@ import pytest
 from tests.test_layers import MODULES, ROOT, imports
 
 # Distribution -> module, where the names differ.
-IMPORTED_AS = {"dm-haiku": "haiku", "hydra-core": "hydra", "ml-dtypes": "ml_dtypes"}
+IMPORTED_AS = {
+    "dm-haiku": "haiku",
+    "hydra-core": "hydra",
+    "ml-dtypes": "ml_dtypes",
+    "orbax-checkpoint": "orbax",
+}
 
 
 def requirements(block: str) -> set[str]:
