@@ -44,6 +44,9 @@ class Ensemble:
     def _same(self, value: Any) -> Each:
         return (value,) * len(self.members)
 
+    def encode(self, params: Each, src_tokens: jax.Array) -> Each:
+        return self._each("encode", params, self._same(src_tokens))
+
     def source(self, params: Each, src_tokens: jax.Array) -> Each:
         return self._each("source", params, self._same(src_tokens))
 
