@@ -23,7 +23,9 @@ MODEL = {
     "decoder_attention_heads": 2,
     "max_source_positions": 40,
     "max_target_positions": 40,
+    "dropout": 0.0,  # which makes a step's program twice as large
 }
+WITH_DROPOUT = {"model": MODEL | {"dropout": 0.1}}
 
 
 def write_sentences(path: Path, count: int, seed: int) -> Path:
@@ -71,11 +73,11 @@ def configured(sentences: Path) -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def finished(configured: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of an uninterrupted run of `configured`, which saves every second update."""
+    """The directory of an uninterrupted run with dropout, which saves every second update."""
     from bart_hk.training.loop import train
 
     folder = tmp_path_factory.mktemp("finished") / "run"
-    train(configured(folder, checkpoint={"save_interval_updates": 2}))
+    train(configured(folder, checkpoint={"save_interval_updates": 2}, **WITH_DROPOUT))
     return folder
 
 

@@ -12,7 +12,7 @@ from bart_hk.tasks.sentence_prediction import SentencePrediction
 from bart_hk.training import loop
 from bart_hk.training.config import ConfigError
 from bart_hk.training.loop import train
-from tests.training.conftest import MODEL, final_bytes, logged, write_sentences
+from tests.training.conftest import MODEL, WITH_DROPOUT, final_bytes, logged, write_sentences
 
 
 def leaves(folder: Path) -> list[np.ndarray]:
@@ -85,7 +85,7 @@ def test_accumulating_batches_is_one_larger_batch(configured, tmp_path, sentence
     write_sentences(tmp_path / "few.tsv", 23, seed=2)
     common = {
         "task": {"data": None, "train": str(tmp_path / "few.tsv")},
-        "model": MODEL | {"dropout": 0.0},
+        "model": MODEL,
     }
     for name, size, every in (("whole", 23, 1), ("parts", 8, 3)):
         changes = common | {
@@ -120,7 +120,7 @@ def test_a_criterion_of_another_task(configured, tmp_path):
 
 def test_deep_options_train_the_same_model(configured, tmp_path):
     deep = {"checkpoint_activations": True, "stack_layers": True}
-    quiet = {"model": MODEL | {"encoder_layers": 2, "decoder_layers": 2, "dropout": 0.0}}
+    quiet = {"model": MODEL | {"encoder_layers": 2, "decoder_layers": 2}}
     for name, options in (("plain", {}), ("deep", deep)):
         limits = {"max_update": 4, "lr": 1e-3, **options}
         train(configured(tmp_path / name, optimization=limits, **quiet))
@@ -283,7 +283,7 @@ def test_what_ends_a_run_must_be_said(configured, tmp_path):
     ],
 )
 def test_another_config_does_not_go_on_with_a_run(configured, finished, changes, message):
-    changes = {"checkpoint": {"save_interval_updates": 2}} | changes
+    changes = {"checkpoint": {"save_interval_updates": 2}} | WITH_DROPOUT | changes
     with pytest.raises(ConfigError, match=message):
         train(configured(finished, **changes))
 
@@ -292,14 +292,16 @@ def test_other_data_do_not_go_on_with_a_run(configured, finished, sentences, tmp
     (tmp_path / "valid.tsv").write_bytes((sentences / "valid.tsv").read_bytes())
     write_sentences(tmp_path / "train.tsv", 96, seed=5)
     with pytest.raises(ConfigError, match="the data of task.train="):
-        train(configured(finished, task={"data": str(tmp_path)}))
+        train(configured(finished, **WITH_DROPOUT, task={"data": str(tmp_path)}))
 
 
 def test_where_the_data_are_does_not_matter(configured, finished, sentences, tmp_path):
     before = final_bytes(finished)
     for name in ("train.tsv", "valid.tsv"):
         (tmp_path / name).write_bytes((sentences / name).read_bytes())
-    train(configured(finished, task={"data": str(tmp_path)}))  # finished already: nothing changes
+    train(
+        configured(finished, **WITH_DROPOUT, task={"data": str(tmp_path)})
+    )  # finished already: nothing changes
     assert final_bytes(finished) == before
 
 

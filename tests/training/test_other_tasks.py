@@ -60,7 +60,7 @@ def test_it_learns_and_the_hub_answers(name, tmp_path):
     result = train(
         {
             "task": {"_name": name, "data": str(tmp_path), "vocab_size": 300},
-            "model": MODEL | {"dropout": 0.0},
+            "model": MODEL,
             "dataset": {"batch_size": 16, "length_buckets": [16]},
             "optimization": {"lr": 1e-2, "max_epoch": 12},
             "common": {"no_progress_bar": True},

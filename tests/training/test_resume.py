@@ -1,5 +1,6 @@
 """A run may be killed at any moment; the same command ends with the same bits."""
 
+import functools
 import json
 import logging
 import os
@@ -11,7 +12,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,7 +23,7 @@ import pytest
 from bart_hk.checkpoint.huggingface import read_model
 from bart_hk.training import loop, state
 from bart_hk.training.loop import train
-from tests.training.conftest import final_bytes, logged
+from tests.training.conftest import WITH_DROPOUT, final_bytes, logged
 
 # Trains as argv[1] says and kills itself at the argv[3]-th call of the function argv[2]; no file
 # may grow beyond argv[4] bytes.
@@ -58,6 +61,12 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What is compiled by one process is there for the next."""
     cache = tmp_path_factory.mktemp("compiled")
     return os.environ | {"XDG_CACHE_HOME": str(cache), "PYTHONPATH": os.getcwd()}
+
+
+@pytest.fixture(scope="module")
+def configured(configured: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Runs with dropout, whose draws have to go on, too."""
+    return functools.partial(configured, **WITH_DROPOUT)
 
 
 def test_kills_inside_a_step_and_inside_a_checkpoints_write(
