@@ -3,7 +3,7 @@
 Shapes: B batch, W beam width, V vocabulary, S source length, T target length.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -42,6 +42,11 @@ from bart_hk.model import BART, EncoderOutput, Ensemble
 # is another program to compile.
 STAGES = (64, 128, 256, 512, 1024)
 
+# Bytes that an encoder layer's activations may take, and the sources' keys and values before they
+# are laid out as caches. Batches that would take more, such as 8 rows of 1024 ids of a bart.large,
+# are computed in groups of rows, which takes as long.
+ENCODER_BYTES, START_BYTES = 1 << 29, 1 << 27
+
 
 class Generator:
     """Generates with a network or an ensemble, and keeps what it has compiled.
@@ -56,7 +61,7 @@ class Generator:
         self.bart: Any = bart  # the two have the same methods
         self._stepping: tuple[list[jax.Array], Any] = ([], {})
         # Apart from what follows, so that its memory is free again when caches are made.
-        self._encode = jax.jit(bart.source)
+        self._encode = jax.jit(self._encode_source)
         self._begin = jax.jit(
             self._begin_search, static_argnames=("is_restricted", "rules", "length")
         )
@@ -346,6 +351,14 @@ class Generator:
 
     # The methods below are compiled.
 
+    def _encode_source(self, params: Any, src_tokens: jax.Array) -> Any:
+        config, (rows, width) = self.bart.config, src_tokens.shape
+        # Scores of all heads, before and after the softmax; the feed-forward layer; some of [S, D].
+        scores = 2 * config.encoder_attention_heads * width
+        each = width * (scores + config.encoder_ffn_embed_dim + 4 * config.encoder_embed_dim)
+        group = rows_at_once(rows, 4 * each, ENCODER_BYTES)
+        return _in_groups(lambda ids: self.bart.source(params, ids), src_tokens, group)
+
     def _begin_search(
         self,
         params: Any,
@@ -357,7 +370,10 @@ class Generator:
         length: int,
     ) -> State:
         config, beam, batch = self.bart.config, rules.beam, real.shape[0]
-        cache = self.bart.start(params, encoded, beam, length)
+        width = jax.tree.leaves(encoded)[0].shape[1]
+        products = 2 * config.decoder_layers * width * config.encoder_embed_dim
+        group = rows_at_once(batch, 4 * products, START_BYTES)
+        cache = _in_groups(lambda x: self.bart.start(params, x, beam, length), encoded, group)
         extra = Extra()
         if rules.method == "groups":
             extra = extra._replace(overlap=jnp.zeros((batch, rules.groups, rules.groups)))
@@ -367,7 +383,6 @@ class Generator:
             extra = extra._replace(constraints=initial_states(constraints, beam))
         if is_restricted:
             extra = extra._replace(nodes=trie.start(batch, beam))
-        width = jax.tree.leaves(encoded)[0].shape[1]
         start = config.decoder_start_token_id
         return begin(real, width, length, cache, rules, start, extra)
 
@@ -386,6 +401,22 @@ class Generator:
             return *self.bart.step(*arguments), None
 
         return search.run(state, decode, limits, rules)
+
+
+def rows_at_once(rows: int, each: int, limit: int) -> int:
+    """The greatest divisor of `rows` of which so many rows of `each` bytes stay within `limit`, or
+    1."""
+    return max(n for n in range(1, rows + 1) if rows % n == 0 and (n == 1 or n * each <= limit))
+
+
+def _in_groups(function: Callable[[Any], Any], rows: Any, group: int) -> Any:
+    """`function` of arrays with a row for each input, for so many of them at a time."""
+    count = len(jax.tree.leaves(rows)[0])
+    if group == count:
+        return function(rows)
+    groups = jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), rows)
+    found = jax.lax.map(function, groups)
+    return jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), found)
 
 
 def _checked_encoding(encoder_out: Any, lengths: Sequence[int], bart: BART | Ensemble) -> Any:
