@@ -186,7 +186,29 @@ def _dictionary_of(
             text = text.fit(model.config.vocab_size, exact=True)
         except ValueError as error:
             raise CheckpointError(f"{path} and the dictionary in {data}: {error}") from None
+    if data == directory:
+        _check_dictionaries(members, paths, text)
     return text
+
+
+def _check_dictionaries(
+    members: Sequence[ModelFiles], paths: Sequence[Path], text: TextEncoder
+) -> None:
+    """Members of an ensemble that come from folders of their own may have dictionaries there."""
+    for model, path in zip(members[1:], paths[1:], strict=True):
+        if path.parent.samefile(paths[0].parent):
+            continue
+        try:
+            own = TextEncoder.load(path.parent, model.extras.get("langs", []))
+        except FileNotFoundError:
+            continue
+        pairs = zip(text.dictionary.symbols, own.dictionary.symbols, strict=False)
+        for i, (one, other) in enumerate(pairs):
+            if one != other:
+                raise ValueError(
+                    f"{paths[0]} and {path} make no ensemble: the id {i} is {one!r} in the first's "
+                    f"dictionary and {other!r} in the second's"
+                )
 
 
 def _check_ensemble(members: Sequence[ModelFiles], paths: Sequence[Path]) -> None:

@@ -127,6 +127,21 @@ def test_members_that_speak_of_other_ids_make_no_ensemble(folder, tmp_path):
         open_model(tmp_path, "model.pt:b.pt")
 
 
+def test_members_with_dictionaries_that_differ_make_no_ensemble(folder, tmp_path):
+    shutil.copy(folder / "second.pt", tmp_path)
+    name = f"{folder / 'model.pt'}:{tmp_path / 'second.pt'}"
+    assert len(open_model(name).members) == 2  # it has none of its own
+    lines = (folder / "dict.txt").read_text().splitlines()
+    (tmp_path / "dict.txt").write_text("\n".join(lines))
+    assert len(open_model(name).members) == 2
+    lines[6], lines[9] = lines[9], lines[6]
+    (tmp_path / "dict.txt").write_text("\n".join(lines))
+    symbols = [lines[i].split()[0] for i in (9, 6)]
+    message = f"the id 10 is {symbols[0]!r} in the first's dictionary and {symbols[1]!r} in the"
+    with pytest.raises(ValueError, match=message):
+        open_model(name)
+
+
 def test_members_that_are_missing_are_named(folder):
     with pytest.raises(FileNotFoundError, match=r"third\.pt of the ensemble .* is no file"):
         open_model(f"{folder / 'model.pt'}:{folder / 'third.pt'}")
