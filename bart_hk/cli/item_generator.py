@@ -4,7 +4,6 @@ import argparse
 import importlib
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from bart_hk.cli.inputs import Item, lines_of, open_lines
 from bart_hk.cli.outputs import FORMATS
 from bart_hk.errors import CutTextWarning, NothingFoundWarning
 from bart_hk.generation import alignment
-from bart_hk.generation.lists import plan
+from bart_hk.generation.lists import plan, renumbered
 from bart_hk.generation.options import GenerationOptions
 from bart_hk.generation.trie import Trie
 from bart_hk.hub import BARTHubInterface, load
@@ -124,14 +123,15 @@ class ItemGenerator:
                     **options,
                 )
         except ValueError as error:
-            raise ValueError(_with_numbers(str(error), items)) from None
+            raise ValueError(renumbered(str(error), [item.number for item in items])) from None
         for warning in caught:
             if not issubclass(warning.category, NothingFoundWarning):
                 warnings.warn_explicit(
                     warning.message, warning.category, warning.filename, warning.lineno
                 )
             elif not arguments.quiet:
-                logger.warning("%s", _with_numbers(str(warning.message), items))
+                numbers = [item.number for item in items]
+                logger.warning("%s", renumbered(str(warning.message), numbers))
         results = []
         for item, hypotheses in zip(items, found, strict=True):
             readable = [self._readable(item, hypothesis) for hypothesis in hypotheses]
@@ -178,16 +178,6 @@ class ItemGenerator:
         text = self.bart.bpe.join(["a", symbol])[1:]  # with the space that it begins with
         word = self.words.get(text.strip())
         return symbol if word is None else text[: len(text) - len(text.lstrip())] + word
-
-
-def _with_numbers(message: str, items: Sequence[Item]) -> str:
-    """An error about an input of a batch, with the input's number in the file."""
-
-    def number(match: re.Match[str]) -> str:
-        place = int(match[2])
-        return f"{match[1]} {items[place].number if place < len(items) else place}"
-
-    return re.sub(r"\b(input|prefix_tokens) (\d+)\b", number, message)
 
 
 def _function(name: str) -> Callable[..., Any]:

@@ -1,11 +1,15 @@
 """What goes into a search or a scoring and what comes out: checked rows, batches, hypotheses."""
 
-from collections.abc import Sequence
+import contextlib
+import re
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from bart_hk.data.batching import buckets_up_to, plan_shapes
+from bart_hk.errors import NothingFoundWarning
 
 # What a batch holds at most, unless told otherwise.
 MAX_TOKENS = 8192
@@ -48,6 +52,32 @@ def checked_rows(what: str, rows: Sequence[Any], longest: int, vocabulary: int) 
             )
         checked.append(ids.astype(np.int32))
     return checked
+
+
+def renumbered(message: str, numbers: Sequence[int]) -> str:
+    """A message about some inputs by their places among them, with their `numbers` instead."""
+
+    def number(match: re.Match[str]) -> str:
+        place = int(match[2])
+        return f"{match[1]} {numbers[place] if place < len(numbers) else place}"
+
+    return re.sub(r"\b(input|prefix_tokens) (\d+)\b", number, message)
+
+
+@contextlib.contextmanager
+def numbering(numbers: Sequence[int]) -> Iterator[None]:
+    """Errors and warnings of a search of some inputs name them by their `numbers`."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(renumbered(str(error), numbers)) from None
+    for warning in caught:
+        said = warning.message
+        if isinstance(said, NothingFoundWarning):
+            said = NothingFoundWarning(renumbered(str(said), numbers))
+        warnings.warn_explicit(said, warning.category, warning.filename, warning.lineno)
 
 
 def check_bounds(max_tokens: Any, batch_size: Any) -> None:

@@ -1,12 +1,13 @@
 """Texts from texts: the searches of `bart_hk.generation` behind the methods of fairseq's hub."""
 
+import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from bart_hk.generation.lists import check_bounds
+from bart_hk.generation.lists import check_bounds, numbering
 from bart_hk.generation.options import GenerationOptions
 from bart_hk.generation.trie import Trie
 from bart_hk.hub.arrays import with_arrays
@@ -119,22 +120,24 @@ class GeneratingBART(AttentiveBART):
         if function is not None and not isinstance(function, Trie) and len(kept) < len(rows):
             # It counts the rows as the caller does.
             function = lambda row, ids: prefix_allowed_tokens_fn(kept[row], ids)  # noqa: E731
-        found = iter(
-            self._engine.generator.generate(
-                self._generating_params,
-                [rows[i] for i in kept],
-                self._options(beam, given["constraints"], ordered, kwargs),
-                prefix_tokens=_prefixes(given["prefix_tokens"], len(rows), kept),
-                constraints=_constraints(given["constraints"], single, len(rows), kept),
-                prefix_allowed_tokens_fn=function,
-                lm=lm,
-                encoder_out=encoder_out,
-                draw_numbers=None if draw_numbers is None else [draw_numbers[i] for i in kept],
-                attention=attention,
-                progress=progress,
-                **self._batch_limits(max_tokens, batch_size),
+        # Where rows are skipped, what is said of the others counts them all, as the caller does.
+        with numbering(kept) if len(kept) < len(rows) else contextlib.nullcontext():
+            found = iter(
+                self._engine.generator.generate(
+                    self._generating_params,
+                    [rows[i] for i in kept],
+                    self._options(beam, given["constraints"], ordered, kwargs),
+                    prefix_tokens=_prefixes(given["prefix_tokens"], len(rows), kept),
+                    constraints=_constraints(given["constraints"], single, len(rows), kept),
+                    prefix_allowed_tokens_fn=function,
+                    lm=lm,
+                    encoder_out=encoder_out,
+                    draw_numbers=None if draw_numbers is None else [draw_numbers[i] for i in kept],
+                    attention=attention,
+                    progress=progress,
+                    **self._batch_limits(max_tokens, batch_size),
+                )
             )
-        )
         results: list[Any] = [None] * len(rows)
         for i in kept:
             results[i] = [with_arrays(hypothesis) for hypothesis in next(found)]

@@ -83,6 +83,16 @@ def test_what_belongs_to_a_skipped_row_is_skipped_with_it(shared):
     assert asked == {0, 2}
     assert {31, 33} <= {int(h["tokens"][1]) for row in (found[0], found[2]) for h in row}
 
+    def last(of_the_last):
+        return lambda row, ids: of_the_last if row == 2 else [31, 2]
+
+    # What is said of a row counts those that were skipped.
+    with pytest.raises(ValueError, match=r"allows input 2 nothing after \[2, 0\]"):
+        shared.generate(rows, prefix_allowed_tokens_fn=last([]), **skip)
+    with pytest.warns(NothingFoundWarning, match="no hypothesis for input 2: under") as said:
+        found = shared.generate(rows, prefix_allowed_tokens_fn=last([31]), **skip)
+    assert len(said) == 1 and found[0] and found[1:] == [None, []]
+
 
 # --- Prefixes and constraints ---------------------------------------------------------------------
 
@@ -294,6 +304,14 @@ def test_a_stream_that_finds_nothing_says_so(shared):
     with pytest.warns(NothingFoundWarning, match="for input 0: under prefix_allowed_tokens_fn"):
         pieces = shared.stream("Hi", max_len_b=4, prefix_allowed_tokens_fn=lambda row, ids: [31])
         assert list(pieces)
+
+
+def test_a_progress_bar_counts_inputs(shared, capsys):
+    rows = shared.encode(TEXTS)
+    shared.generate(rows, **SHORT)
+    assert not capsys.readouterr().err
+    shared.generate(rows, progress=True, **SHORT)
+    assert f"{len(rows)}/{len(rows)}" in capsys.readouterr().err
 
 
 def test_bounds_of_a_batch_are_numbers(shared):
