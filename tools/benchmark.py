@@ -14,12 +14,13 @@
     memory   peak memory of a search of bart.large, 8 rows of 1024 ids, 4 beams
 
 bart.base's shapes unless said otherwise, random weights, float32 (but peers that are named after
-another dtype), CPU. Each peer has a process of its own with the same number of threads
-(`benchmark_peers.py`). Before anything is timed, all of them must have computed the same; of those
-in another dtype it is said in how many rows they do. Warm-up apart, the peers take turns, round
-after round, so that a change of the machine's mood meets all of them. After a search of bart_hk,
-the bytes that its steps must read are set against the memory's bandwidth, measured in the same
-run. Run it on a machine that does nothing else.
+another dtype), CPU. bart_hk-xla and bart_hk-bfloat16-xla, measured only where --only names them, do
+without bart_hk's own functions in C++. Each peer has a process of its own with the same number of
+threads (`benchmark_peers.py`). Before anything is timed, all of them must have computed the same;
+of those in another dtype it is said in how many rows they do. Warm-up apart, the peers take turns,
+round after round, so that a change of the machine's mood meets all of them. After a search of
+bart_hk, the bytes that its steps must read are set against the memory's bandwidth, measured in the
+same run. Run it on a machine that does nothing else.
 """
 
 import argparse
@@ -50,8 +51,9 @@ from bart_hk.hub.features import BUCKETS
 from bart_hk.text import TextEncoder
 
 ROOT = Path(__file__).resolve().parent.parent
-EXACT = ("bart_hk", "ctranslate2", "flax", "torch", "fairseq")
-PEERS = ("bart_hk", "bart_hk-bfloat16", "ctranslate2", "ctranslate2-int8", *EXACT[2:])
+EXACT = ("bart_hk", "ctranslate2", "flax", "torch", "fairseq", "bart_hk-xla")
+PEERS = ("bart_hk", "bart_hk-bfloat16", "ctranslate2", "ctranslate2-int8", *EXACT[2:-1])
+ON_XLA = ("bart_hk-xla", "bart_hk-bfloat16-xla")  # without `bart_hk.kernels`; only where named
 # Rows, beams and architecture of each search.
 SEARCHES = {
     "greedy": (8, 1, "bart_base"),
@@ -73,6 +75,7 @@ SKIPS = {
         for job in JOBS["encode"]
     ),
     *((peer, job) for peer in PEERS[1:] for job in JOBS["stream"] if peer not in ("torch", "flax")),
+    *((peer, job) for peer in ON_XLA for group in ("encode", "stream") for job in JOBS[group]),
     ("torch", "predict"),
     ("flax", "large"),  # takes half an hour of compiling and converting
     ("bart_hk-bfloat16", "encode"),
@@ -369,7 +372,9 @@ def main(argv: list[str] | None = None) -> int:
     known = [*JOBS, *SEARCHES, "start", "load", "memory"]
     everything = [*JOBS, "start", "load", "memory"]
     parser.add_argument("jobs", nargs="*", metavar="JOB", help=f"of {', '.join(known)}; or all")
-    parser.add_argument("--only", metavar="PEER,...", help=f"of {', '.join(PEERS)}; or all")
+    parser.add_argument(
+        "--only", metavar="PEER,...", help=f"of {', '.join((*PEERS, *ON_XLA))}; or all"
+    )
     parser.add_argument("--rounds", type=int, help="default: 5, of the stream 3")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=ROOT / ".cache" / "benchmark")
@@ -383,7 +388,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     wanted = args.jobs or everything
     names = args.only.split(",") if args.only else list(PEERS)
-    for kind, given, allowed in (("job", wanted, known), ("peer", names, PEERS)):
+    for kind, given, allowed in (("job", wanted, known), ("peer", names, (*PEERS, *ON_XLA))):
         for name in given:
             if name not in allowed:
                 parser.error(f"no {kind} {name!r}; there are: {', '.join(allowed)}")

@@ -441,6 +441,18 @@ class BartHKBfloat16(BartHK):
     dtype = "bfloat16"
 
 
+class BartHKOnXLA(BartHK):
+    """The same on XLA's operations alone, without `bart_hk.kernels`."""
+
+    def __init__(self, folder: Path) -> None:
+        os.environ["BART_HK_KERNELS"] = "0"
+        super().__init__(folder)
+
+
+class BartHKBfloat16OnXLA(BartHKOnXLA, BartHKBfloat16):
+    """Both."""
+
+
 PEERS: dict[str, type[Peer]] = {
     "bart_hk": BartHK,
     "bart_hk-bfloat16": BartHKBfloat16,
@@ -449,6 +461,8 @@ PEERS: dict[str, type[Peer]] = {
     "flax": Flax,
     "torch": Torch,
     "fairseq": Fairseq,
+    "bart_hk-xla": BartHKOnXLA,
+    "bart_hk-bfloat16-xla": BartHKBfloat16OnXLA,
 }
 
 
