@@ -1,4 +1,11 @@
-"""Greedy search in bfloat16 beside float32, on trained models."""
+"""Greedy search in bfloat16 beside float32, on trained models.
+
+Float32 with weights rounded to bfloat16 already differs by up to 0.98 % in the score of a sentence,
+0.28 % on average (0.87 % where the token table alone is rounded); with what caches, the encoder's
+activations and the steps' products round as well it is up to 1.4 %, 0.4 % on average. No single one
+of them matters most: with the encoder or the caches or the products in float32 it stays at 1.1 to
+1.6 %.
+"""
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,4 +34,4 @@ def test_bfloat16_says_the_same(golden, trained, name):
     exact_scores, rough_scores = np.array(both, np.float64).T
     errors = np.abs(rough_scores / exact_scores - 1)
     assert 0 < np.mean(errors) < 0.01  # 0: it was not bfloat16
-    assert np.max(errors) < 0.02
+    assert np.max(errors) < 0.016
