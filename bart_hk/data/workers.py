@@ -5,6 +5,7 @@ results come in their order whatever the processes' speeds, and nothing is ever 
 process that is ahead waits for its pipe to empty.
 """
 
+import atexit
 import contextlib
 import multiprocessing
 import pickle
@@ -75,17 +76,20 @@ class Workers:
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
         context = multiprocessing.get_context("spawn")
+        # Where an interrupt comes before anybody could let go of them, they end at the exit. There
+        # multiprocessing would ask them, and wait; but they hear no signal that asks.
+        atexit.register(self.kill)
         try:
             for number in range(len(self._parts)):
                 ours, theirs = context.Pipe()
                 process = context.Process(
                     target=_work, args=(theirs,), name=f"batches-{number}", daemon=True
                 )
+                self._processes.append(process)
+                self._pipes.append(ours)
                 with _blocked():  # the new process inherits this
                     process.start()
                 theirs.close()  # else its end would not be noticed
-                self._processes.append(process)
-                self._pipes.append(ours)
         except BaseException:
             self.close()
             raise
@@ -133,14 +137,16 @@ class Workers:
     def kill(self) -> None:
         """Ends the processes, whatever they do: they have nothing that could be lost. Whoever waits
         in `results` gets a WorkerError."""
-        for process in self._processes:
+        started = [process for process in self._processes if process.pid is not None]
+        for process in started:
             process.kill()
-        for process in self._processes:
+        for process in started:
             process.join()
 
     def close(self) -> None:
         """Ends the processes and lets go of the pipes, where nobody is in `results` any more."""
         self.kill()
+        atexit.unregister(self.kill)
         for pipe in self._pipes:
             pipe.close()
 

@@ -176,7 +176,12 @@ def test_interrupts_and_terminations_of_the_whole_process_group(data, workers): 
                 break
             time.sleep(0.05)
         os.killpg(process.pid, number)
-        _, said = process.communicate(timeout=60)
+        try:
+            _, said = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            raise
         for _ in range(100):  # nobody is left
             try:
                 os.killpg(process.pid, 0)

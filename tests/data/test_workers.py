@@ -119,6 +119,28 @@ if __name__ == "__main__":
     assert not any(map(_runs, children))
 
 
+@pytest.mark.parametrize("moment", ["while they are started", "before they are let go of"])
+def test_an_interrupt_at_an_odd_moment_ends_them_too(moment):
+    code = f"""
+import signal
+from multiprocessing.context import SpawnProcess
+from bart_hk.data.workers import Workers
+start = SpawnProcess.start
+def interrupted(process):
+    start(process)
+    raise KeyboardInterrupt
+if {moment == "while they are started"}:
+    SpawnProcess.start = interrupted
+found = Workers(abs, [1, -2], 2)
+raise KeyboardInterrupt
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert done.returncode == -signal.SIGINT, done.stderr
+    assert "KeyboardInterrupt" in done.stderr
+
+
 def _runs(process: int) -> bool:
     try:
         return " Z " not in Path(f"/proc/{process}/stat").read_text()
