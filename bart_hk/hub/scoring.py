@@ -86,7 +86,8 @@ class ScoringBART(GeneratingBART):
 
         The mean is over all of the target's tokens as `score` has them, with its `<s>` and `</s>`,
         and 1 is the least. Without targets it is that of a text given itself, which a denoising
-        model finds easy: to compare texts, give targets.
+        model finds easy: to compare texts, give targets. A decoder_only model has no source: it is
+        the text's own.
 
         Args:
             sentences, targets: as for `score`.

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from bart_hk.config import BARTConfig
+from bart_hk.config import BARTConfig, Flavour
 from bart_hk.model import BART
 from bart_hk.text import TextEncoder
 
@@ -35,6 +35,7 @@ class Split(Protocol):
 class Task(Protocol):
     """What the training loop asks of a task. Making one reads and checks all its files."""
 
+    flavours: tuple[str, ...]  # of the models that it can train
     validates: bool  # whether there will be a `valid`
     metric_names: tuple[str, ...]  # of `metrics` and `written`, beside `loss`
     # A folder with the tokenizer that the data were encoded with, if they are ids already.
@@ -93,6 +94,7 @@ class Task(Protocol):
 class TaskDefaults:
     """What most tasks do not need."""
 
+    flavours: tuple[str, ...] = tuple(Flavour)
     tokenizer_folder: str | None = None
 
     def symbols(self) -> Sequence[str]:

@@ -1,5 +1,8 @@
 """Denoising, BART's pretraining: the model reads a noised block of text and writes the original.
 
+An encoder_only model predicts the tokens that noise has replaced, each in its place: with
+`task.noise=token_masking` this is masked language modelling.
+
 Source: fairseq `tasks/denoising.py`, `data/denoising_dataset.py`. Data folders are those of
 `bart-hk-preprocess` and of `fairseq-preprocess --only-source`. Shapes: B rows, S source tokens,
 T target tokens.
@@ -14,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from bart_hk.config import BARTConfig
+from bart_hk.config import BARTConfig, Flavour
 from bart_hk.data.blocks import TokenBlocks
 from bart_hk.data.corpora import Corpora, shard_of_epoch, smoothed_weights, split_shards
 from bart_hk.data.noised import NoisedBlocks
@@ -90,6 +93,7 @@ class Denoising(TextWriting):
         DataError: a store is missing or damaged, or an option is not as it should be.
     """
 
+    flavours: tuple[str, ...] = (Flavour.encoder_decoder, Flavour.encoder_only)
     train: NoisedBlocks
     valid: NoisedBlocks | None
     metric_names: tuple[str, ...] = ("nll_loss", "ppl", "accuracy")
@@ -143,6 +147,11 @@ class Denoising(TextWriting):
         Raises:
             DataError: they do not, or a block does not fit the model's positions.
         """
+        if "decoder" not in config.sides and not self._noise.keeps_places:
+            raise DataError(
+                f"task.noise={self.config.noise}, as it is set, moves tokens, and an encoder_only "
+                "model predicts them in place; take task.noise=token_masking"
+            )
         longest = min(config.max_source_positions, config.max_target_positions)
         if self.config.tokens_per_sample > longest:
             raise DataError(

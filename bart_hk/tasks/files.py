@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bart_hk.data.readers import COMPRESSIONS, FORMATS, DataError
 
+CHARACTERS = "characters"  # as a tokenizer: every character of the texts is a symbol
 VALID_NAMES = ("valid", "val", "dev")
 
 
@@ -21,8 +22,9 @@ class FilesConfig:
     data: str | None = None
     train: str | None = None
     valid: str | None = None
-    # Without checkpoint.restore_file: a name or directory with a tokenizer, or the size of a
-    # byte-level BPE to learn from the training texts. Neither: GPT-2's, as published BARTs.
+    # Without checkpoint.restore_file: a name or directory with a tokenizer, "characters" for those
+    # of the training texts, or the size of a byte-level BPE to learn from them. Neither: GPT-2's,
+    # as published BARTs.
     tokenizer: str | None = None
     vocab_size: int | None = None
 

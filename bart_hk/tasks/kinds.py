@@ -5,6 +5,7 @@ from typing import Any
 from bart_hk.tasks import (
     TaskKind,
     denoising,
+    language_modeling,
     question_answering,
     sentence_prediction,
     sentence_ranking,
@@ -19,6 +20,7 @@ _MODULES: tuple[Any, ...] = (
     token_classification,
     question_answering,
     denoising,
+    language_modeling,
     translation,
     translation_from_pretrained_bart,
 )

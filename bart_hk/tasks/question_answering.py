@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bart_hk.checkpoint.model_files import HeadFiles
-from bart_hk.config import BARTConfig
+from bart_hk.config import BARTConfig, Flavour
 from bart_hk.data.batching import pad_rows
 from bart_hk.data.readers import DataError
 from bart_hk.model import BART, ClassificationHead, Params
@@ -109,6 +109,8 @@ class QuestionAnswering(TaskDefaults):
         DataError: a file or an option is not as it should be.
     """
 
+    # A decoder's features are those from which it predicts the next token.
+    flavours: tuple[str, ...] = (Flavour.encoder_decoder, Flavour.encoder_only)
     train: Windows
     valid: Windows | None
     metric_names: tuple[str, ...] = ("exact_match", "f1")
@@ -260,8 +262,8 @@ def span_logits(
 ) -> jax.Array:
     """Of first and last token, float32 [2, B, S]; -1e9 where neither may be. Traced."""
     keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
-    encoded = bart.encode(params, batch["src_tokens"], key=keys[0])
-    decoded = bart.decode(params, batch["prev_output_tokens"], encoded, key=keys[1])
+    both = batch["src_tokens"], batch["prev_output_tokens"]
+    decoded = bart.features(params, *both, keys=keys[:2])
     logits = ClassificationHead.of(bart.config, head).apply(head, decoded.features, keys[2])
     return jnp.where(_allowed(batch), jnp.moveaxis(logits, -1, 0), -1e9)
 

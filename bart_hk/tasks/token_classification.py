@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bart_hk.checkpoint.model_files import HeadFiles
-from bart_hk.config import BARTConfig
+from bart_hk.config import BARTConfig, Flavour
 from bart_hk.data.batching import pad_rows
 from bart_hk.data.readers import COMPRESSIONS, DataError
 from bart_hk.model import BART, ClassificationHead, Params
@@ -96,6 +96,8 @@ class TokenClassification(TaskDefaults):
         DataError: a file or an option is not as it should be.
     """
 
+    # A decoder's features are those from which it predicts the next token.
+    flavours: tuple[str, ...] = (Flavour.encoder_decoder, Flavour.encoder_only)
     train: TaggedRows
     valid: TaggedRows | None
     metric_names: tuple[str, ...]
@@ -278,8 +280,8 @@ def token_logits(
 ) -> jax.Array:
     """Of every token, float32 [B, S, C]. Traced."""
     keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
-    encoded = bart.encode(params, batch["src_tokens"], key=keys[0])
-    decoded = bart.decode(params, batch["prev_output_tokens"], encoded, key=keys[1])
+    both = batch["src_tokens"], batch["prev_output_tokens"]
+    decoded = bart.features(params, *both, keys=keys[:2])
     return ClassificationHead.of(bart.config, head).apply(head, decoded.features, keys[2])
 
 

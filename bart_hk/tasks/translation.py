@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from bart_hk.config import BARTConfig
+from bart_hk.config import BARTConfig, Flavour
 from bart_hk.data.batching import bucket, pad_rows
 from bart_hk.data.readers import DataError
 from bart_hk.data.store import TokenStore
@@ -101,6 +101,7 @@ class Translation(TextWriting):
         DataError: a file or an option is not as it should be.
     """
 
+    flavours: tuple[str, ...] = (Flavour.encoder_decoder,)
     train: EncodedPairs
     valid: EncodedPairs | None
 

@@ -73,6 +73,7 @@ class Loader:
     def updates(self, epoch: int) -> Plan:
         """For each update of an epoch the rows of its `update_freq` batches."""
         self._task.begin_epoch(epoch)
+        self.train = self._task.train
         shuffle = (self._seed, epoch)
         plan = plan_batches(
             self.train.lengths, **self._sizes, buckets=self.buckets, shuffle=shuffle

@@ -15,8 +15,9 @@ from bart_hk.config import DROPOUT_RATES, BARTConfig
 from bart_hk.hub.opening import open_model
 from bart_hk.model import BART
 from bart_hk.tasks import Task, Tree
+from bart_hk.tasks.files import CHARACTERS
 from bart_hk.tasks.kinds import TASKS
-from bart_hk.text import TextEncoder, train_bpe
+from bart_hk.text import TextEncoder, train_bpe, train_characters
 from bart_hk.training.config import ConfigError, TrainConfig
 from bart_hk.zoo import load_tokenizer
 
@@ -85,6 +86,12 @@ def start(config: TrainConfig, task: Task, key: jax.Array) -> Start:
         bart = network(task.model_config(_new_config(config.model, encoder), encoder))
         key, body_key = jax.random.split(key)
         params, heads, extras = bart.init(body_key), {}, {}
+    if bart.config.flavour not in task.flavours:
+        remedy = "take another model" if restore else "set model.flavour"
+        raise ConfigError(
+            f"task={config.task._name} trains a model that is {' or '.join(task.flavours)}, and "
+            f"{restore or 'this one'} is {bart.config.flavour}: {remedy}"
+        )
     task.encode(encoder, bart.config)
     tree = task.init(bart, params, key, heads)
     # Copies: the update step overwrites its inputs, which must not be a mapped file.
@@ -101,6 +108,8 @@ def _new_encoder(config: Any, task: Task) -> TextEncoder:
         return encoder.insert_symbols([s for s in task.symbols() if s not in encoder.dictionary])
     if config.tokenizer and config.vocab_size:
         raise ConfigError("give task.tokenizer or task.vocab_size, not both")
+    if config.tokenizer == CHARACTERS:
+        return train_characters(task.texts())
     if config.tokenizer:
         return load_tokenizer(config.tokenizer)
     if config.vocab_size:

@@ -117,8 +117,9 @@ class Step:
     def _changed(self, state: dict[str, Any], totals: Any, update: jax.Array) -> Any:
         """The state after an update of these totals, and what is to be logged."""
         params, sums = state["params"], totals["sums"]
-        # One division, after all sums; a batch always has a row.
-        grads = jax.tree.map(lambda g: g / sums["count"], totals["grads"])
+        # One division, after all sums. Nothing counts where noise has left every token as it was.
+        count = jnp.where(sums["count"] == 0, 1, sums["count"])
+        grads = jax.tree.map(lambda g: g / count, totals["grads"])
         grads, norm = optim.clip_by_norm(grads, self._clip_norm)
         changes, opt_state = self._optimizer.update(grads, state["optimizer"], params)
         new = {"params": optax.apply_updates(params, changes), "optimizer": opt_state}
