@@ -5,11 +5,12 @@ dtype its weights have, and is for a program that runs on a CPU where `available
 where a gradient is wanted, use XLA's operations. Shapes: see the glossary in
 `bart_hk.model.layers`.
 
-Why they are here: they make bfloat16 worth having. To write a step into a bfloat16 cache, XLA's CPU
-compiler turned all of it to float32 and back, which was a sixth of a search with 4 beams. With them
-bfloat16 takes 0.51 to 0.67 of float32's time (`tools/benchmark.py generate`), less than CTranslate2
-with int8. In float32 they were 6 % faster than XLA, and they spare the transposed copy of the
-decoder's weights that it needs.
+Why they are here: searches take 0.77 to 0.89 of the time that they take on XLA's operations in
+float32, and 0.49 to 0.62 in bfloat16, which without them is no faster than float32 with them: to
+write a step into a bfloat16 cache, XLA's CPU compiler turns all of it to float32 and back. They
+also spare the transposed copy of the decoder's weights that it needs. (bart.base's shapes, 8 rows
+greedy and with 4 beams and 1 row with 4 beams, two cores: `tools/benchmark.py greedy beam
+beam_of_one --rounds 3 --only bart_hk,bart_hk-xla,bart_hk-bfloat16,bart_hk-bfloat16-xla`.)
 """
 
 from collections.abc import Callable
