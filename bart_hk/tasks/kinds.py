@@ -7,6 +7,7 @@ from bart_hk.tasks import (
     denoising,
     language_modeling,
     question_answering,
+    rot13,
     sentence_prediction,
     sentence_ranking,
     token_classification,
@@ -23,6 +24,7 @@ _MODULES: tuple[Any, ...] = (
     language_modeling,
     translation,
     translation_from_pretrained_bart,
+    rot13,
 )
 TASKS: dict[str, TaskKind] = {module.KIND.config._name: module.KIND for module in _MODULES}
 

@@ -28,7 +28,7 @@ from bart_hk.generation.options import GenerationOptions
 from bart_hk.model import BART
 from bart_hk.tasks import Batch, TaskKind, files, losses
 from bart_hk.tasks.losses import CrossEntropyConfig
-from bart_hk.tasks.pairs import Pairs, PairsConfig, read_splits
+from bart_hk.tasks.pairs import Pairs, PairsConfig, Splits, read_splits
 from bart_hk.tasks.text_metrics import TextMetrics
 from bart_hk.tasks.writing import TextWriting, Tree
 from bart_hk.text import TextEncoder
@@ -54,6 +54,7 @@ class TranslationConfig(PairsConfig):
     # Texts written for the validation rows: sacrebleu's BLEU, rouge-score's ROUGE.
     eval_bleu: bool = False
     eval_rouge: bool = False
+    eval_exact_match: bool = False  # how many are a reference to the letter
     eval_rows: int = 0  # the first of them alone; 0: all
     # How: {beam: 4, max_len_b: 60, ...}. Stored with the model, as its defaults.
     generation: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -111,18 +112,22 @@ class Translation(TextWriting):
         self._names = tuple(name for name in ("bleu", "rouge") if getattr(config, f"eval_{name}"))
         self._text_metrics()  # are installed
         self._options = _options(config)
-        self._splits = read_splits(config)
+        self._splits = self._read()
         self.validates = self._splits.valid is not None
         if self._splits.binarised:
             self.tokenizer_folder = config.data
         rouge = ("rouge1", "rouge2", "rougeL") if config.eval_rouge else ()
         bleu = ("bleu",) if config.eval_bleu else ()
-        self.metric_names = ("nll_loss", "ppl", "accuracy", *bleu, *rouge)
-        if self._names and not self.validates:
+        exact = ("exact_match",) if config.eval_exact_match else ()
+        self.metric_names = ("nll_loss", "ppl", "accuracy", *exact, *bleu, *rouge)
+        if (asked := (*self._names, *exact)) and not self.validates:
             raise DataError(
-                f"task.eval_{self._names[0]}=true needs texts to compare with; set task.valid"
+                f"task.eval_{asked[0]}=true needs texts to compare with; set task.valid"
             )
         self._generator: tuple[BART, Generator] | None = None
+
+    def _read(self) -> Splits:
+        return read_splits(self.config)
 
     def _text_metrics(self) -> TextMetrics:
         try:
@@ -208,13 +213,15 @@ class Translation(TextWriting):
         return [config.eos_token_id]
 
     def written(self, bart: BART, params: Tree) -> dict[str, float]:
-        """BLEU and ROUGE, if asked for."""
-        if not self._names:
+        """Exact match, BLEU and ROUGE, if asked for."""
+        if not self._names and not self.config.eval_exact_match:
             return {}
-        metrics = self._text_metrics()
+        metrics, exact = self._text_metrics(), []
         for hypothesis, references in zip(*self.hypotheses(bart, params), strict=True):
             metrics.add(hypothesis, *references)
-        return metrics.results()
+            exact.append(hypothesis in references)
+        share = {"exact_match": 100 * sum(exact) / len(exact)}
+        return (share if self.config.eval_exact_match else {}) | metrics.results()
 
     def hypotheses(self, bart: BART, params: Tree) -> tuple[list[str], list[Sequence[str]]]:
         """What the model writes for the validation rows, and their references."""
