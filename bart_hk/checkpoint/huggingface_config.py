@@ -33,6 +33,9 @@ _KEYS = {
     "pad_token_id": "pad_token_id",
     "eos_token_id": "eos_token_id",
 }
+# Of no model of transformers', and there only where they say something: without them the fields
+# above may make no BART.
+_OURS = ("flavour", "attention_head_dim")
 _DEFAULTS = BARTConfig()
 # transformers' PLBartConfig has defaults of its own.
 _PLBART_DEFAULTS = architecture("bart_base", vocab_size=50005, no_scale_embedding=False)
@@ -73,6 +76,11 @@ def config_from_json(
         if type(value) is not kind_of_value:  # exactly: a bool is an int to isinstance
             raise ValueError(f"{key} is {value!r}, which is no {kind_of_value.__name__}")
         values[field] = value
+    head_dim = config.get("attention_head_dim")
+    if type(head_dim) not in (int, type(None)):
+        raise ValueError(f"attention_head_dim is {head_dim!r}, which is no int")
+    values["attention_head_dim"] = head_dim
+    values["flavour"] = config.get("flavour", _DEFAULTS.flavour)
     values["no_scale_embedding"] = not config.get("scale_embedding", kind == "plbart")
     # Untied in transformers means that nothing is tied once weights have been loaded.
     tied = bool(config.get("tie_word_embeddings", True))
@@ -153,6 +161,9 @@ def config_to_json(
     }
     for field, key in _KEYS.items():
         content.setdefault(key, getattr(config, field))
+    for name in _OURS:
+        if getattr(config, name) != getattr(_DEFAULTS, name):
+            content[name] = getattr(config, name)
     content["activation_function"] = config.activation_fn.value
     content["scale_embedding"] = not config.no_scale_embedding
     content["tie_word_embeddings"] = config.share_all_embeddings

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from bart_hk.checkpoint.huggingface import read_model, write_model
 from bart_hk.checkpoint.huggingface_config import config_from_json, transformers_lacks
 from bart_hk.config import BARTConfig
+from bart_hk.errors import CheckpointError
 
 PRE_NORM = {"encoder_normalize_before": True, "decoder_normalize_before": True}
 PAD_0 = {"pad_token_id": 0, "bos_token_id": 51, "eos_token_id": 52, "decoder_start_token_id": 53}
@@ -129,6 +130,31 @@ def test_zero_bias_is_dropped_and_written(tmp_path, small, random_params):
     found = read_model(tmp_path)
     assert found.config == config.replace(final_logits_bias=True)
     np.testing.assert_array_equal(found.params["final_logits_bias"]["b"], bias[0])
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"flavour": "decoder_only", "encoder_attention_heads": 7},
+        {"flavour": "encoder_only", "decoder_attention_heads": 7},
+        {"attention_head_dim": 5, "encoder_attention_heads": 3},
+    ],
+    ids=lambda odd: next(iter(odd.values())),
+)
+def test_what_would_be_no_bart_of_transformers(tmp_path, small, random_params, assert_equal, odd):
+    """Heads that do not divide the width: there is no such stack, or they have one of their own."""
+    config = small(**odd)
+    params = random_params(config)
+    write_model(tmp_path, config, params)
+    found = read_model(tmp_path)
+    assert found.config == config
+    assert_equal(found.params, params)
+    about = json.loads((tmp_path / "config.json").read_text())
+    name = next(iter(odd))
+    for wrong in ("both", 2.5):
+        (tmp_path / "config.json").write_text(json.dumps(about | {name: wrong}))
+        with pytest.raises(CheckpointError, match=f"config.json: {name}.*{wrong}"):
+            read_model(tmp_path)
 
 
 @pytest.mark.parametrize("field", OURS_ALONE)
