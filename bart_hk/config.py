@@ -75,6 +75,10 @@ class BARTConfig:
     attention_head_dim: int | None = None
     max_source_positions: int = 1024
     max_target_positions: int = 1024
+    # A new encoder for sources of another vocabulary, whose output takes the place of the encoder's
+    # token embeddings (Lewis et al. 2019, 3.4): its layers, like the encoder's, and its symbols.
+    source_encoder_layers: int = 0  # 0: none
+    source_vocab_size: int = 0
     # Row of the position table that the first token uses: pad + 1 in fairseq, 2 in Hugging Face
     # (there also where pad is 0).
     position_offset: int = 2
@@ -156,8 +160,45 @@ class BARTConfig:
                 "share_all_embeddings=True needs share_decoder_input_output_embed=True "
                 "(one matrix for source, target and output)"
             )
+        if bool(self.source_encoder_layers) != bool(self.source_vocab_size):
+            raise ValueError(
+                f"source_encoder_layers={self.source_encoder_layers} and source_vocab_size="
+                f"{self.source_vocab_size}: give both, or neither"
+            )
+        if self.source_encoder_layers:
+            self._check_source_encoder()
         if self.position_offset < 0:
             raise ValueError(f"position_offset must not be negative, not {self.position_offset}")
+
+    def _check_source_encoder(self) -> None:
+        if self.source_encoder_layers < 1 or self.source_vocab_size < 1:
+            raise ValueError("source_encoder_layers and source_vocab_size must not be negative")
+        self.require("encoder", f"source_encoder_layers={self.source_encoder_layers}")
+        if not (self.share_all_embeddings and "decoder" in self.sides):
+            raise ValueError(
+                f"source_encoder_layers={self.source_encoder_layers} needs a decoder and "
+                "share_all_embeddings=True"
+            )
+        ids = (self.bos_token_id, self.pad_token_id, self.eos_token_id)
+        if max(ids) >= self.source_vocab_size:
+            raise ValueError(
+                f"bos, pad and eos are {ids}, outside of source_vocab_size={self.source_vocab_size}"
+            )
+
+    @property
+    def source_vocabulary(self) -> int:
+        """How many symbols a source may have."""
+        return self.source_vocab_size if self.source_encoder_layers else self.vocab_size
+
+    @property
+    def source_encoder(self) -> "BARTConfig":
+        """Of the encoder of the new sources, as if it were a model of its own."""
+        return self.replace(
+            vocab_size=self.source_vocab_size,
+            encoder_layers=self.source_encoder_layers,
+            source_encoder_layers=0,
+            source_vocab_size=0,
+        )
 
     @property
     def sides(self) -> tuple[str, ...]:

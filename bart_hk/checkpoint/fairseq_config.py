@@ -281,6 +281,11 @@ def arguments(config: BARTConfig, task: str, languages: Iterable[str] = ()) -> d
                 f"{name}={getattr(config, name)}, but fairseq's dictionaries begin with "
                 "<s> <pad> </s> <unk>"
             )
+    if config.source_encoder_layers:
+        raise ValueError(
+            f"source_encoder_layers={config.source_encoder_layers}, but a BART of fairseq's reads "
+            "the vocabulary that it writes"
+        )
     if len(config.sides) < 2:
         raise ValueError(f"flavour={config.flavour}, but a BART of fairseq's has both stacks")
     if config.attention_head_dim is not None:
@@ -298,6 +303,8 @@ def arguments(config: BARTConfig, task: str, languages: Iterable[str] = ()) -> d
         "final_logits_bias",
         "attention_head_dim",
         "flavour",
+        "source_encoder_layers",
+        "source_vocab_size",
     ):
         del args[name]
     for name in ("activation_fn", "pooler_activation_fn"):

@@ -127,6 +127,8 @@ def transformers_lacks(config: BARTConfig) -> list[str]:
         fields.append("position_offset")
     if config.attention_head_dim is not None:
         fields.append("attention_head_dim")
+    if config.source_encoder_layers:
+        fields.append("source_encoder_layers")
     learned = ("encoder_learned_pos", "decoder_learned_pos")
     fields += [name for name in learned if not getattr(config, name)]
     return fields

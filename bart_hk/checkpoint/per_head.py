@@ -154,6 +154,7 @@ def per_head_lacks(config: BARTConfig) -> str | None:
         *("encoder_normalize_before", "decoder_normalize_before", "layernorm_embedding"),
         *("no_scale_embedding", "final_logits_bias", "position_offset"),
         *("encoder_learned_pos", "decoder_learned_pos", "flavour"),
+        "source_encoder_layers",
     ):
         if getattr(config, name) != getattr(plain, name):
             return f"{name}={getattr(config, name)}"

@@ -41,12 +41,12 @@ def extend_positions(
         if max_positions < have:
             raise ValueError(f"{field} is {have} and can only grow, not become {max_positions}")
         changes[field] = max_positions
-        path, offset = f"{side}/embed_positions", config.position_offset
-        if path not in params:  # sines and cosines go on by themselves
-            continue
-        table = np.asarray(params[path]["embeddings"])
-        again = table[offset + np.arange(max_positions - have) % have]
-        resized[path] = {"embeddings": np.concatenate([table, again]) if len(again) else table}
+        offset = config.position_offset
+        # Sines and cosines, which have no table, go on by themselves.
+        for path in {f"{side}/embed_positions", f"source_{side}/embed_positions"} & params.keys():
+            table = np.asarray(params[path]["embeddings"])
+            again = table[offset + np.arange(max_positions - have) % have]
+            resized[path] = {"embeddings": np.concatenate([table, again]) if len(again) else table}
     return resized, config.replace(**changes)
 
 

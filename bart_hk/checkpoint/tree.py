@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bart_hk.checkpoint.files import aligned
-from bart_hk.config import BARTConfig
+from bart_hk.config import BARTConfig, Flavour
 from bart_hk.torch_format import give_back, mapped_file
 
 Shapes = dict[str, dict[str, tuple[int, ...]]]
@@ -50,6 +50,12 @@ def parameter_shapes(config: BARTConfig) -> Shapes:
 
     if config.share_all_embeddings:
         shapes["embed_tokens"] = {"embeddings": (vocabulary, width)}
+    if config.source_encoder_layers:
+        source = parameter_shapes(config.source_encoder.replace(flavour=Flavour.encoder_only))
+        shapes["source_encoder/embed_tokens"] = source["embed_tokens"]
+        for path, leaves in source.items():
+            if path.startswith("encoder/"):
+                shapes[f"source_{path}"] = leaves
     for side, layers, inner, positions, pre_norm in (
         (
             "encoder",

@@ -68,7 +68,7 @@ class Request:
             options = dataclasses.replace(options, constraints="unordered")
         restricted = prefix_allowed_tokens_fn is not None
         _check(config, options, is_ensemble, constraints is not None, restricted, lm is not None)
-        sources = checked_rows("input", rows, config.max_source_positions, config.vocab_size)
+        sources = checked_rows("input", rows, config.max_source_positions, config.source_vocabulary)
         lengths = [len(row) for row in sources]
         min_len, max_len = options.length_limits(lengths, config.max_target_positions)
         if "encoder" not in config.sides:

@@ -135,7 +135,7 @@ class Scorer:
         config = self.bart.config
         size = config.vocab_size
         return (
-            checked_rows("source", sources, config.max_source_positions, size),
+            checked_rows("source", sources, config.max_source_positions, config.source_vocabulary),
             checked_rows(what, targets, config.max_target_positions - room, size),
         )
 

@@ -64,6 +64,7 @@ class AttentiveBART(TextBART):
         Raises:
             ValueError: it has more tokens than the model has positions, or none.
         """
+        self._check_one_vocabulary("attention")
         rows = [self._ids_of(source)]
         rows.append(rows[0] if target is None else self._ids_of(target))
         padded = []

@@ -74,6 +74,7 @@ class BARTHubInterface(ScoringBART):
         Raises:
             ValueError: a row is longer than the model's positions, or empty.
         """
+        self._check_one_vocabulary("extract_features")
         rows = self._rows(tokens)
         self._check_length(rows.rows)
         states = self._engine.features.hidden_states(
@@ -105,6 +106,7 @@ class BARTHubInterface(ScoringBART):
             ValueError: a row has no `</s>`, is too long, or empty.
         """
         registered = self._head(head)
+        self._check_one_vocabulary("a head")
         rows = self._rows(tokens).rows
         self._check_length(rows)
         for number, row in enumerate(rows):

@@ -23,6 +23,7 @@ from bart_hk.checkpoint.huggingface import CONFIG, read_model
 from bart_hk.checkpoint.model_files import ModelFiles
 from bart_hk.checkpoint.per_head import PER_HEAD_WEIGHTS
 from bart_hk.checkpoint.tree import parameter_shapes, place_leaves
+from bart_hk.config import BARTConfig
 from bart_hk.errors import CheckpointError
 from bart_hk.hub.loaded import placing
 from bart_hk.text import TextEncoder
@@ -68,6 +69,7 @@ def open_model(
     if paths is None:
         members = [_read_huggingface(directory, overrides or {}, place)]
         text = TextEncoder.load(data).fit(members[0].config.vocab_size)
+        _check_sources(directory, members[0].config, text)
     else:
         members = [read_fairseq(path, overrides=overrides) for path in paths]
         text = _dictionary_of(members, directory, data, paths)
@@ -209,6 +211,19 @@ def _check_dictionaries(
                     f"{paths[0]} and {path} make no ensemble: the id {i} is {one!r} in the first's "
                     f"dictionary and {other!r} in the second's"
                 )
+
+
+def _check_sources(directory: Path, config: BARTConfig, text: TextEncoder) -> None:
+    """The tokenizer of sources that have a vocabulary of their own is there, and fits."""
+    if not config.source_encoder_layers:
+        return
+    size = None if text.source is None else len(text.source.dictionary)
+    if size is None or size > config.source_vocab_size:
+        there = "none is there" if size is None else f"that there has {size} symbols"
+        raise ValueError(
+            f"{directory} needs a tokenizer of {config.source_vocab_size} symbols for its sources, "
+            f"in source_tokenizer, and {there}"
+        )
 
 
 def _check_ensemble(members: Sequence[ModelFiles], paths: Sequence[Path]) -> None:

@@ -54,20 +54,27 @@ class ScoringBART(GeneratingBART):
             )
             return found if several else found[0]
 
-        def ids(text: Any) -> np.ndarray:
+        two_vocabularies = bool(self.config.source_encoder_layers)
+        if targets is None:
+            self._check_one_vocabulary("score without targets")
+
+        def ids(text: Any, of_target: bool) -> np.ndarray:
             if not isinstance(text, str | tuple):
                 return np.asarray(text)
+            if of_target and two_vocabularies and isinstance(text, str):
+                return np.append(self.encode_prefix(text), self.config.eos_token_id)
             if replace_newline_with_eos and isinstance(text, str):
                 return np.concatenate([self.encode(line) for line in text.splitlines()])
             return self.encode([text])[0]
 
-        def rows(given: Any) -> list[np.ndarray]:
+        def rows(given: Any, of_target: bool = False) -> list[np.ndarray]:
             is_matrix = hasattr(given, "ndim") and given.ndim == 2  # padded
-            return self._rows(given if is_matrix else [ids(text) for text in given]).rows
+            each = given if is_matrix else [ids(text, of_target) for text in given]
+            return self._rows(each, of_target).rows
 
         sources = rows(sentences)
         self._fitting(sources, skip=False)
-        wanted_ids = sources if targets is None else rows(targets)
+        wanted_ids = sources if targets is None else rows(targets, of_target=True)
         found = self._engine.scorer.score(
             self._generating_params,
             sources,
@@ -145,6 +152,7 @@ class ScoringBART(GeneratingBART):
                 **generate_kwargs,
             )[0]
         self.config.require("encoder", "filling a mask")
+        self._check_one_vocabulary("fill_mask")
         exact = exact or ("decoder" not in self.config.sides and candidates is None)
         if not isinstance(topk, int | np.integer) or isinstance(topk, bool) or topk < 1:
             raise ValueError(f"topk must be a number of completions, at least 1, not {topk!r}")

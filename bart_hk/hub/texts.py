@@ -89,7 +89,9 @@ class TextBART(LoadedBART):
                 labels.add_symbol(label)
         dictionary = self.text.dictionary
         return types.SimpleNamespace(
-            source_dictionary=dictionary, target_dictionary=dictionary, label_dictionary=labels
+            source_dictionary=self.text.for_sources.dictionary,
+            target_dictionary=dictionary,
+            label_dictionary=labels,
         )
 
     def encode(
@@ -99,7 +101,8 @@ class TextBART(LoadedBART):
         no_separator: bool = True,
         truncate: bool = False,
     ) -> Any:
-        """Ids of a sentence, `<s> A </s>`, or of several, `<s> A </s> B </s>`: int32 [N].
+        """Ids of a sentence that the model is to read, `<s> A </s>`, or of several,
+        `<s> A </s> B </s>`: int32 [N].
 
         Where the model was trained without `<s>` (`prepend_bos` of task=translation) there is none.
         As in fairseq, a first sentence that is too long is cut, further ones are not (then the
@@ -124,7 +127,7 @@ class TextBART(LoadedBART):
             ]
         texts = _texts(sentence) + addl_sentences
         separator = [] if no_separator else [self.config.eos_token_id]
-        parts: list[Sequence[int]] = list(self.text.encode_batch(texts))
+        parts: list[Sequence[int]] = list(self.text.for_sources.encode_batch(texts))
         suffix = self.extras.get("source_suffix", [])
         limit = min(self.max_positions) - len(suffix)
         if truncate:
@@ -166,8 +169,19 @@ class TextBART(LoadedBART):
         sentences = [self.text.decode(piece) for piece in pieces]
         return sentences[0] if len(sentences) == 1 else sentences
 
-    def _rows(self, tokens: Any) -> Rows:
-        return Rows(tokens, self.config.pad_token_id, self.config.vocab_size)
+    def _rows(self, tokens: Any, of_target: bool = False) -> Rows:
+        config = self.config
+        size = config.vocab_size if of_target else config.source_vocabulary
+        return Rows(tokens, config.pad_token_id, size)
+
+    def _check_one_vocabulary(self, what: str) -> None:
+        """Raises ValueError where the decoder cannot read what the encoder reads."""
+        if self.config.source_encoder_layers:
+            raise ValueError(
+                f"{what} needs a model that reads the vocabulary that it writes; this one has an "
+                "encoder of other sources in front (source_encoder_layers="
+                f"{self.config.source_encoder_layers}): it generates and scores targets"
+            )
 
 
 def _texts(item: Any) -> tuple[str, ...]:

@@ -84,7 +84,10 @@ class BART:
         config = self.config
         rows, width = config.vocab_size, config.encoder_embed_dim
         shared = embedding("embed_tokens", rows, width) if config.share_all_embeddings else None
-        encoder = Encoder(config, shared, name="encoder")
+        before = None
+        if config.source_encoder_layers:
+            before = Encoder(config.source_encoder, None, name="source_encoder")
+        encoder = Encoder(config, shared, name="encoder", source_encoder=before)
         decoder = Decoder(config, shared, name="decoder")
         projection = Parameter("output_projection", "w", (width, rows))
         bias = Parameter("final_logits_bias", "b", (rows,), jnp.zeros)
@@ -263,7 +266,7 @@ class BART:
         return {
             path: {name: convert(path, name, value) for name, value in module.items()}
             for path, module in params.items()
-            if not path.startswith("encoder/")
+            if not path.startswith(("encoder/", "source_encoder/"))
         }
 
     def _is_transposed(self, path: str, name: str) -> bool:

@@ -135,18 +135,21 @@ class _Stack(hk.Module):
         return (self._shared or embedding("embed_tokens", rows, width, zero_row))()
 
     @hk.transparent
+    def _of_tokens(self, table: jax.Array, tokens: jax.Array) -> jax.Array:
+        """Scaled embeddings [B, T, D] of int32 [B, T], from a table [V, D]."""
+        x = look_up(table, tokens)
+        return x if self.config.no_scale_embedding else x * self.config.encoder_embed_dim**0.5
+
+    @hk.transparent
     def _embed(
         self,
-        table: jax.Array,  # [V, D]
-        tokens: jax.Array,  # int32 [B, T]
+        x: jax.Array,  # [B, T, D]: see `_of_tokens`
         positions: jax.Array,  # int32, broadcastable to [B, T]; 0 for the first token
         max_positions: int | None,  # of the table; None where sines and cosines stand for one
         training: bool,
     ) -> jax.Array:
-        """Scaled token embeddings plus positions, normalised: [B, T, D]."""
-        config, x = self.config, look_up(table, tokens)
-        if not config.no_scale_embedding:
-            x = x * config.encoder_embed_dim**0.5
+        """What stands for the tokens plus positions, normalised: [B, T, D]."""
+        config = self.config
         offset = config.position_offset
         # fairseq's padding row, the one before the first position, starts at zero.
         zero_row = offset - 1 if offset else None
@@ -162,6 +165,17 @@ class _Stack(hk.Module):
 
 class Encoder(_Stack):
     """int32 [B, S] ids to `EncoderOutput`."""
+
+    def __init__(
+        self,
+        config: BARTConfig,
+        shared: Parameter | None,
+        name: str,
+        source_encoder: "Encoder | None" = None,
+    ) -> None:
+        """The output of `source_encoder` takes the place of token embeddings."""
+        super().__init__(config, shared, name)
+        self._source_encoder = source_encoder
 
     @hk.transparent
     def _tokens(self) -> jax.Array:
@@ -193,9 +207,12 @@ class Encoder(_Stack):
         src_mask = src_tokens != config.pad_token_id
         # Positions count real tokens, so a row's result is the same wherever its padding is.
         positions = jnp.maximum(jnp.cumsum(src_mask, axis=1) - 1, 0)
-        table = self._tokens()
         limit = config.max_source_positions if config.encoder_learned_pos else None
-        x = self._embed(table, src_tokens, positions, limit, training)
+        if self._source_encoder is None:
+            x = self._of_tokens(self._tokens(), src_tokens)
+        else:  # not scaled: it is as large as scaled embeddings are
+            x = self._source_encoder(src_tokens, Options(training)).encoder_out
+        x = self._embed(x, positions, limit, training)
         return x * src_mask[..., None].astype(x.dtype), src_mask
 
     @hk.name_like("__call__")
@@ -283,7 +300,8 @@ class Decoder(_Stack):
     def embed(self, prev_output_tokens: jax.Array, training: bool) -> jax.Array:
         """What the first layer reads, [B, T, D]."""
         positions = jnp.arange(prev_output_tokens.shape[1])
-        return self._embed(self._tokens(), prev_output_tokens, positions, self._rows(), training)
+        x = self._of_tokens(self._tokens(), prev_output_tokens)
+        return self._embed(x, positions, self._rows(), training)
 
     @hk.name_like("__call__")
     def layer(
@@ -401,7 +419,7 @@ class Decoder(_Stack):
         without an encoder)."""
         config = self.config
         heads, inner = config.decoder_attention_heads, config.attention_dim("decoder")
-        x = self._embed(self._tokens(), tokens, position, self._rows(), False)
+        x = self._embed(self._of_tokens(self._tokens(), tokens), position, self._rows(), False)
         x = jnp.moveaxis(x.astype(jnp.float32), -1, 0)  # [D, B, W]: see `bart_hk.model.layers`
         keys, values = list(cache.keys), list(cache.values)
         last = config.decoder_layers - 1

@@ -38,6 +38,8 @@ class Task(Protocol):
     flavours: tuple[str, ...]  # of the models that it can train
     validates: bool  # whether there will be a `valid`
     metric_names: tuple[str, ...]  # of `metrics` and `written`, beside `loss`
+    # Whether sources may be of another vocabulary than what the model writes.
+    separate_sources: bool
     # A folder with the tokenizer that the data were encoded with, if they are ids already.
     tokenizer_folder: str | None
 
@@ -55,6 +57,9 @@ class Task(Protocol):
 
     def symbols(self) -> Sequence[str]:
         """Special symbols that a new model's vocabulary must have; `tokenizer_folder`'s may not."""
+
+    def text_encoder(self, encoder: TextEncoder) -> TextEncoder:
+        """The tokenizer of the model that is trained, from that of the one it begins with."""
 
     def model_config(self, config: BARTConfig, encoder: TextEncoder) -> BARTConfig:
         """The config of the model that is trained, from that of the one it begins with."""
@@ -95,11 +100,16 @@ class TaskDefaults:
     """What most tasks do not need."""
 
     flavours: tuple[str, ...] = tuple(Flavour)
+    separate_sources: bool = False
     tokenizer_folder: str | None = None
 
     def symbols(self) -> Sequence[str]:
         """None."""
         return ()
+
+    def text_encoder(self, encoder: TextEncoder) -> TextEncoder:
+        """As it is."""
+        return encoder
 
     def model_config(self, config: BARTConfig, encoder: TextEncoder) -> BARTConfig:
         """As it is."""

@@ -13,6 +13,7 @@ from bart_hk.tasks import (
     token_classification,
     translation,
     translation_from_pretrained_bart,
+    translation_with_source_encoder,
 )
 
 _MODULES: tuple[Any, ...] = (
@@ -25,6 +26,7 @@ _MODULES: tuple[Any, ...] = (
     translation,
     translation_from_pretrained_bart,
     rot13,
+    translation_with_source_encoder,
 )
 TASKS: dict[str, TaskKind] = {module.KIND.config._name: module.KIND for module in _MODULES}
 

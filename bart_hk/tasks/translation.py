@@ -103,6 +103,7 @@ class Translation(TextWriting):
     """
 
     flavours: tuple[str, ...] = (Flavour.encoder_decoder,)
+    separate_sources = True
     train: EncodedPairs
     valid: EncodedPairs | None
 
@@ -184,7 +185,8 @@ class Translation(TextWriting):
         ):
             most = min(getattr(asked, f"max_{side}_positions"), limit)
             ends = self._end(side, config)
-            rows = [self._begin(ids, config) for ids in _ids(texts, encoder, config)]
+            reader = encoder.for_sources if side == "source" else encoder
+            rows = [self._begin(ids, config) for ids in _ids(texts, reader, config)]
             room = most - len(ends)
             long = np.flatnonzero([len(row) > room for row in rows])
             if len(long) and cuts:

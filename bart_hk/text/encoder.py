@@ -14,6 +14,8 @@ from bart_hk.text.dictionary import Dictionary
 from bart_hk.text.fairseq_folder import Saved, misfit
 from bart_hk.text.gpt2_bpe import GPT2_SIZES, gpt2_bpe, gpt2_dictionary
 
+_SOURCE = "source_tokenizer"  # a folder beside the files of the model's own
+
 
 class BPE(Protocol):
     """What cuts a text into symbols of a dictionary."""
@@ -40,7 +42,11 @@ class TextEncoder:
       dictionary: between symbols and ids; it also knows the special ids.
       mask: the symbol that stands for hidden text.
       tokenizer_class: the transformers class that opens what `save` writes.
+      source: the encoder of what the model reads, where that has a vocabulary of its own; else
+        None. `for_sources` is one or the other.
     """
+
+    source: "TextEncoder | None" = None
 
     def __init__(
         self,
@@ -87,7 +93,33 @@ class TextEncoder:
         Raises FileNotFoundError, naming what was looked for, where there are none, and ValueError
         where they are damaged or do not belong together.
         """
-        return cls(*directory_files.load(directory, languages, bpe_directory))
+        made = cls(*directory_files.load(directory, languages, bpe_directory))
+        of_sources = Path(directory) / _SOURCE
+        if of_sources.is_dir():
+            made.source = cls(*directory_files.load(of_sources))
+        return made
+
+    @property
+    def for_sources(self) -> "TextEncoder":
+        """What encodes the texts that the model reads."""
+        return self if self.source is None else self.source
+
+    def with_source(self, source: "TextEncoder") -> "TextEncoder":
+        """This encoder beside another one for what the model reads.
+
+        Raises ValueError unless `<s>`, `<pad>` and `</s>` have the same ids in both.
+        """
+        mine, theirs = (
+            (d.bos_index, d.pad_index, d.eos_index) for d in (self.dictionary, source.dictionary)
+        )
+        if mine != theirs:
+            raise ValueError(
+                f"<s>, <pad> and </s> are {theirs} in the tokenizer of the sources and {mine} in "
+                "the model's: make one with the same (task.source_vocab_size does)"
+            )
+        both = copy.copy(self)
+        both.source = source
+        return both
 
     def save(self, directory: str | PathLike, model_max_length: int | None = None) -> None:
         """Writes the files from which `load` and transformers make the same encoder again.
@@ -95,6 +127,10 @@ class TextEncoder:
         `model_max_length` is what transformers truncates to when it is asked to truncate.
         """
         directory_files.save(self._parts(), directory, model_max_length)
+        if self.source is not None:
+            folder = Path(directory) / _SOURCE
+            folder.mkdir(exist_ok=True)
+            self.source.save(folder, model_max_length)
 
     def save_fairseq(self, directory: str | PathLike, rows: int | None = None) -> Saved:
         """Writes the files from which the real fairseq, and `load`, make the same encoder again.
@@ -151,7 +187,9 @@ class TextEncoder:
         symbols = [*old.symbols[:at], *names, *old.symbols[at:]]
         dictionary = Dictionary.from_symbols(symbols, **words)
         dictionary.count = [*old.count[:at], *[1] * len(names), *old.count[at:]]
-        return TextEncoder(self.bpe, dictionary, self.mask, self.tokenizer_class)
+        made = TextEncoder(self.bpe, dictionary, self.mask, self.tokenizer_class)
+        made.source = self.source
+        return made
 
     @property
     def mask_id(self) -> int | None:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bart_hk.checkpoint.tree import parameter_shapes
 from bart_hk.config import DROPOUT_RATES, BARTConfig
 from bart_hk.hub.opening import open_model
 from bart_hk.model import BART
@@ -77,12 +78,18 @@ def start(config: TrainConfig, task: Task, key: jax.Array) -> Start:
         if len(members) > 1:
             raise ConfigError(f"checkpoint.restore_file={restore} names {len(members)} models")
         (files,) = members
+        encoder = task.text_encoder(encoder)
         bart = network(task.model_config(files.config.replace(**rates), encoder))
         params, heads, extras = files.params, files.heads, files.extras
+        missing = parameter_shapes(bart.config).keys() - params.keys()
+        if missing:  # what the task puts in front of the restored model
+            key, new_key = jax.random.split(key)
+            fresh = bart.init(new_key)
+            params = {**params, **{path: fresh[path] for path in missing}}
         if config.checkpoint.reset_heads:
             heads = {}
     else:
-        encoder = _new_encoder(config.task, task)
+        encoder = task.text_encoder(_new_encoder(config.task, task))
         bart = network(task.model_config(_new_config(config.model, encoder), encoder))
         key, body_key = jax.random.split(key)
         params, heads, extras = bart.init(body_key), {}, {}
@@ -91,6 +98,12 @@ def start(config: TrainConfig, task: Task, key: jax.Array) -> Start:
         raise ConfigError(
             f"task={config.task._name} trains a model that is {' or '.join(task.flavours)}, and "
             f"{restore or 'this one'} is {bart.config.flavour}: {remedy}"
+        )
+    if bart.config.source_encoder_layers and not task.separate_sources:
+        raise ConfigError(
+            f"{restore or 'the model'} reads another vocabulary than it writes "
+            f"(source_encoder_layers={bart.config.source_encoder_layers}), which "
+            f"task={config.task._name} cannot train: take task=translation"
         )
     task.encode(encoder, bart.config)
     tree = task.init(bart, params, key, heads)

@@ -40,10 +40,11 @@ def training_flops(config: BARTConfig, source: np.ndarray, target: np.ndarray) -
         4 + 2 * has_encoder
     ) * width * decoder_heads + 2 * width * config.decoder_ffn_embed_dim
     cross = 2 * width * decoder_heads * has_decoder  # keys and values of the source
-    weights = config.encoder_layers * encoder * source.sum()
+    encoder_layers = config.encoder_layers + config.source_encoder_layers
+    weights = encoder_layers * encoder * source.sum()
     weights += config.decoder_layers * (decoder * target.sum() + cross * source.sum())
     weights += width * rows * (target if has_decoder else source).sum()
-    pairs = encoder_heads * config.encoder_layers * (source**2).sum()
+    pairs = encoder_heads * encoder_layers * (source**2).sum()
     pairs += (
         decoder_heads * config.decoder_layers * ((target**2).sum() / 2 + (source * target).sum())
     )

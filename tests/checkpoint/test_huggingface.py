@@ -36,6 +36,7 @@ OURS_ALONE = {
     "max_source_positions": {"max_source_positions": 30},
     "attention_head_dim": {"attention_head_dim": 7},
     "flavour": {"flavour": "encoder_only", "share_all_embeddings": False},
+    "source_encoder_layers": {"source_encoder_layers": 1, "source_vocab_size": 31},
     "encoder_learned_pos": {"encoder_learned_pos": False},
     "decoder_learned_pos": {"decoder_learned_pos": False},
     "position_offset": {"position_offset": 1, "pad_token_id": 0, "unk_token_id": None},
@@ -111,6 +112,8 @@ def test_every_field_of_the_config_survives(tmp_path, small, random_params, fiel
     change = {field: other}
     if field == "share_decoder_input_output_embed":
         change["share_all_embeddings"] = False
+    if field.startswith("source_"):  # one needs the other
+        change |= {"source_encoder_layers": 4, "source_vocab_size": 40}
     config = default.replace(**change)
     assert getattr(config, field) != value
     write_model(tmp_path, config, random_params(config))

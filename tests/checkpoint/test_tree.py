@@ -21,6 +21,7 @@ VARIANTS = [
     {"flavour": "encoder_only", "share_all_embeddings": False, "encoder_normalize_before": True},
     {"flavour": "decoder_only"},
     {"flavour": "decoder_only", "share_all_embeddings": False},
+    {"source_encoder_layers": 2, "source_vocab_size": 31},
     {"encoder_learned_pos": False},
     {"encoder_learned_pos": False, "decoder_learned_pos": False},
 ]
