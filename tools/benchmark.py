@@ -11,6 +11,7 @@
     start    the time to a first answer, with an empty and with a filled compilation cache
     load     bart.large from model.pt and from model.safetensors: seconds and memory
     train    an update of bart.mini's shapes; its options: `tools/benchmark.py train --help`
+    finetune epochs of fine-tuning; its options: `tools/benchmark.py finetune --help`
     memory   peak memory of a search of bart.large, 8 rows of 1024 ids, 4 beams
 
 bart.base's shapes unless said otherwise, random weights, float32 (but peers that are named after
@@ -36,6 +37,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import benchmark_finetune
 import benchmark_train
 import numpy as np
 from benchmark_floor import bandwidth, read_in_search
@@ -363,8 +365,10 @@ def machine(threads: int) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["train"]:  # it has peers and options of its own
+    if argv[:1] == ["train"]:  # these have peers and options of their own
         return benchmark_train.main(argv[1:])
+    if argv[:1] == ["finetune"]:
+        return benchmark_finetune.main(argv[1:])
     summary = (__doc__ or "").split("\n\n")
     parser = argparse.ArgumentParser(
         description=summary[0], epilog=summary[1], formatter_class=argparse.RawTextHelpFormatter

@@ -34,11 +34,19 @@ SCRIPT = str(ROOT / "tools" / "benchmark_train_peers.py")
 class Process:
     """A peer in its own process."""
 
-    def __init__(self, name: str, python: str, folder: Path, threads: int, dropout: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        python: str,
+        folder: Path,
+        threads: int,
+        dropout: float,
+        script: str = SCRIPT,
+    ) -> None:
         self.name = name
         self._log = (folder / f"{name}.log").open("w+")
         self._process = subprocess.Popen(
-            [python, SCRIPT, name, folder, str(threads), str(dropout)],
+            [python, script, name, folder, str(threads), str(dropout)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
