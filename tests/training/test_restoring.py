@@ -121,7 +121,7 @@ def test_an_optimizer_that_is_reset_resets_the_schedule(configured, runs, tmp_pa
 def test_the_place_in_the_data(configured, runs, tmp_path, sentences):
     run = begun(configured, runs, tmp_path / "run", checkpoint={"reset_dataloader": False})
     old = stored(runs / "part")["progress"]
-    assert (run.progress.epoch, run.progress.batch) == (old["epoch"], old["batch"]) == (2, 2)
+    assert (run.progress.epoch, run.progress.batch) == (old["epoch"], old["batch"]) == (2, 3)
     assert run.progress.update == 0
     (tmp_path / "valid.tsv").write_bytes((sentences / "valid.tsv").read_bytes())
     write_sentences(tmp_path / "train.tsv", 96, seed=5)
