@@ -110,6 +110,14 @@ def test_the_loss_is_that_of_the_decoder(task):
     assert int(sums["count"]) == real.sum() == task.train.lengths[:3].sum()
 
 
+def test_the_page_in_the_package():
+    page = made(data="pkg://bart_hk.data/alice")
+    lines = list(page.texts())
+    assert lines[0].startswith("Alice was beginning to get very tired") and len(lines) == 24
+    page.encode(train_characters(lines), MODEL.replace(vocab_size=70))
+    assert (page.train.lengths.sum(), page.valid.lengths.sum()) == (11190, 1727)
+
+
 @pytest.mark.parametrize(
     ("options", "what"),
     [
