@@ -84,8 +84,9 @@ def start(config: TrainConfig, task: Task, key: jax.Array) -> Start:
         missing = parameter_shapes(bart.config).keys() - params.keys()
         if missing:  # what the task puts in front of the restored model
             key, new_key = jax.random.split(key)
-            fresh = bart.init(new_key)
-            params = {**params, **{path: fresh[path] for path in missing}}
+            # Within one program what is not missing is never drawn.
+            fresh = jax.jit(lambda key: {path: bart.init(key)[path] for path in missing})(new_key)
+            params = {**params, **fresh}
         if config.checkpoint.reset_heads:
             heads = {}
     else:
