@@ -106,6 +106,7 @@ def test_the_config_is_shown_with_fairseqs_groups(data, monkeypatch, capsys):
         "checkpoint",
         "ema",
         "tuning",
+        "distillation",
     }
     assert shown["model"]["encoder_layers"] == 12 and shown["model"]["_name"] == "bart_large"
     assert shown["lr_scheduler"]["_name"] == "cosine"

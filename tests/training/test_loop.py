@@ -133,7 +133,7 @@ def test_without_validation_the_last_model_is_the_result(configured, sentences, 
     result = train(configured(tmp_path / "run", task=task, optimization={"max_update": 3}))
     assert (result.update, result.valid) == (3, {})
     about = json.loads((tmp_path / "run/bart_hk.json").read_text())["training"]
-    assert about == {"update": 3}
+    assert about == {"update": 3, "task": "sentence_prediction"}
     assert not (tmp_path / "run/last").exists()
 
 
@@ -220,11 +220,11 @@ def test_a_restored_head_keeps_its_order_of_classes(configured, finished, senten
     assert labels == ["pos", "neg"]
 
 
-def test_other_classes_get_a_new_head(configured, finished, tmp_path):
+def test_other_classes_get_a_new_head_where_asked(configured, finished, tmp_path):
     lines = [f"a film\t{c}" for c in "abc"] * 8
     (tmp_path / "three.tsv").write_text("sentence\tlabel\n" + "\n".join(lines) + "\n")
     changes = {
-        "checkpoint": {"restore_file": str(finished)},
+        "checkpoint": {"restore_file": str(finished), "reset_heads": True},
         "task": {"vocab_size": None, "data": None, "train": str(tmp_path / "three.tsv")},
         "optimization": {"max_epoch": 1},
     }
