@@ -102,8 +102,9 @@ def test_from_nothing_to_exact_decryption(tmp_path):
     """Trainer, hub and generator from end to end; `experiment=rot13` is the same at full size."""
     config = copy.deepcopy(TINY)
     config["checkpoint"] = {"save_dir": str(tmp_path), "best_checkpoint_metric": "exact_match"}
-    config["dataset"]["validate_interval"] = 8
-    config["checkpoint"]["save_interval"] = 8
+    config["optimization"]["max_epoch"] = 12  # with 8 it depends on XLA's rounding
+    config["dataset"]["validate_interval"] = 12
+    config["checkpoint"]["save_interval"] = 12
     config["task"]["generation"] = {"beam": 1, "max_len_b": 6}
     assert bart_hk.train(config).valid["exact_match"] == 100
     bart = bart_hk.load(tmp_path)
