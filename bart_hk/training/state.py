@@ -24,6 +24,7 @@ import jax
 import numpy as np
 
 from bart_hk.checkpoint import files
+from bart_hk.training.stopping import uninterrupted
 
 _log = logging.getLogger(__name__)
 
@@ -176,7 +177,7 @@ def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     if shutil.disk_usage(path.parent).free < sum(array.nbytes for array in arrays.values()):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # in one line, unlike tensorstore's
     try:
-        with _checkpointer() as orbax:
+        with uninterrupted(), _checkpointer() as orbax:  # else its threads may wait for ever
             orbax.save(path.absolute(), arrays)
     except ValueError as error:  # so tensorstore says that the disk is full
         code = re.search(r"os_error_code='(\d+)'", str(error))
@@ -186,7 +187,7 @@ def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    with _checkpointer() as orbax:
+    with uninterrupted(), _checkpointer() as orbax:
         return orbax.restore(path.absolute())
 
 

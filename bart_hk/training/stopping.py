@@ -1,4 +1,5 @@
-"""SIGTERM, as a scheduler sends it before it takes a machine away: save first, then end."""
+"""Signals that end a run. SIGTERM, as a scheduler sends it before it takes a machine away: save
+first, then end. SIGINT, a user's Ctrl-C: end, but not half-way through what must be whole."""
 
 import contextlib
 import signal
@@ -30,3 +31,19 @@ def catching_sigterm() -> Iterator[threading.Event]:
         yield asked
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Puts SIGINT off until the block has ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda number, frame: asked.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+    if asked.is_set():
+        signal.raise_signal(signal.SIGINT)

@@ -552,7 +552,9 @@ def outcomes(tmp_path_factory):
     (folder / "place").mkdir()
     expected = _make_all(folder / "files")
     command = [sys.executable, "-c", READ_ALL, str(folder / "files"), str(MEMORY)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    # Each thread's arena of malloc takes 64 MiB of addresses.
+    limits = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **limits}
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=folder / "place", env=environment, timeout=300
     )

@@ -156,7 +156,7 @@ def test_interrupts_and_terminations_of_the_whole_process_group(data, workers): 
     command = [sys.executable, "-m", "bart_hk.cli.train", "task=denoising", "task.data=DATA"]
     command += ["checkpoint.save_dir=out", f"dataset.num_workers={workers}", *SMALL]
     command += ["optimization.max_epoch=100000", "lr_scheduler=fixed", "common.log_interval=1"]
-    command += ["checkpoint.save_interval_updates=1000", "dataset.validate_interval=1000"]
+    command += ["checkpoint.save_interval=100000", "dataset.validate_interval=100000"]
     environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])}
     log = data / "out" / "log.jsonl"
 

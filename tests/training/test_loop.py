@@ -110,7 +110,8 @@ def test_the_average_is_what_is_validated_and_written(configured, tmp_path):
     np.testing.assert_array_equal(written, stored[f"['ema']{name}"])
     assert np.abs(written - stored[f"['params']{name}"]).max() > 1e-4
     last = read_model(tmp_path / "plain" / "last").params["encoder/layernorm_embedding"]["scale"]
-    np.testing.assert_array_equal(last, stored[f"['params']{name}"])  # trained all the same
+    # It was trained all the same, by a program that XLA may round otherwise.
+    np.testing.assert_allclose(last, stored[f"['params']{name}"], rtol=1e-6)
 
 
 def test_a_criterion_of_another_task(configured, tmp_path):

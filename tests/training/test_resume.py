@@ -63,7 +63,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return os.environ | {"XDG_CACHE_HOME": str(cache), "PYTHONPATH": os.getcwd()}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def configured(configured: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
     """Runs with dropout, whose draws have to go on, too."""
     return functools.partial(configured, **WITH_DROPOUT)
@@ -227,6 +227,21 @@ def test_states_are_kept_and_come_back(tmp_path):
     np.testing.assert_array_equal(loaded["a"], np.full((2, 3), 10, np.float32))
     assert loaded["count"] == 10 and loaded["count"].dtype == np.int32
     assert progress == {"update": 10, "best": 0.1}
+
+
+def test_an_interrupt_waits_for_the_arrays(tmp_path, monkeypatch):
+    plain = state._checkpointer
+
+    def interrupting():
+        os.kill(os.getpid(), signal.SIGINT)
+        return plain()
+
+    monkeypatch.setattr(state, "_checkpointer", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        state._write_arrays(tmp_path / "arrays", {"a": np.ones(3, np.float32)})
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    monkeypatch.undo()
+    np.testing.assert_array_equal(state._read_arrays(tmp_path / "arrays")["a"], np.ones(3))
 
 
 def test_where_there_is_no_room_nothing_is_begun(tmp_path, monkeypatch):
