@@ -177,7 +177,7 @@ def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     if shutil.disk_usage(path.parent).free < sum(array.nbytes for array in arrays.values()):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # in one line, unlike tensorstore's
     try:
-        with uninterrupted(), _checkpointer() as orbax:  # else its threads may wait for ever
+        with uninterrupted(), _checkpointer() as orbax:  # else its threads print tracebacks
             orbax.save(path.absolute(), arrays)
     except ValueError as error:  # so tensorstore says that the disk is full
         code = re.search(r"os_error_code='(\d+)'", str(error))
