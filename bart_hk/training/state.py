@@ -196,6 +196,7 @@ def _checkpointer() -> Any:
         import orbax.checkpoint as ocp
     except ImportError:
         raise ValueError("training needs orbax: pip install 'bart_hk[train]'") from None
+    logging.getLogger("absl").setLevel(logging.WARNING)  # orbax tells of every step of a save
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
 
 
