@@ -106,8 +106,7 @@ def test_from_nothing_to_exact_decryption(tmp_path):
     config["dataset"]["validate_interval"] = 12
     config["checkpoint"]["save_interval"] = 12
     config["task"]["generation"] = {"beam": 1, "max_len_b": 6}
-    # 100 with the versions of XLA that were tried, but another processor rounds otherwise.
-    assert bart_hk.train(config).valid["exact_match"] > 98
+    assert bart_hk.train(config).valid["exact_match"] == 100
     bart = bart_hk.load(tmp_path)
     secrets = ["fun", "cat", "owl"]
     assert bart.sample([rotate(word) for word in secrets]) == secrets
