@@ -1,6 +1,7 @@
 """Fixtures for every room of the tests."""
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,11 @@ import pytest
 from safetensors.numpy import load_file
 
 GOLDENS = Path(__file__).parent / "goldens"
+
+# A shell makes deaf to interrupts what it runs in the background, and whoever that starts: tests
+# interrupt themselves and commands, so they hear.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -168,8 +168,6 @@ def test_interrupts_and_terminations_of_the_whole_process_group(data, workers): 
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            # A shell starts what runs in the background deaf to it, and so these tests.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         before = log.stat().st_size if log.exists() else 0
         end = time.monotonic() + 100

@@ -237,14 +237,9 @@ def test_an_interrupt_waits_for_the_arrays(tmp_path, monkeypatch):
         return plain()
 
     monkeypatch.setattr(state, "_checkpointer", interrupting)
-    # A shell starts what runs in the background deaf to it, and so these tests.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            state._write_arrays(tmp_path / "arrays", {"a": np.ones(3, np.float32)})
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):
+        state._write_arrays(tmp_path / "arrays", {"a": np.ones(3, np.float32)})
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     monkeypatch.undo()
     np.testing.assert_array_equal(state._read_arrays(tmp_path / "arrays")["a"], np.ones(3))
 
