@@ -175,7 +175,7 @@ def _read(path: Path, tree: Any) -> tuple[Any, dict[str, Any]]:
 
 def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     if shutil.disk_usage(path.parent).free < sum(array.nbytes for array in arrays.values()):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # in one line, unlike tensorstore's
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # before anything is written
     try:
         with uninterrupted(), _checkpointer() as orbax:  # else its threads print tracebacks
             orbax.save(path.absolute(), arrays)
@@ -191,13 +191,21 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         return orbax.restore(path.absolute())
 
 
-def _checkpointer() -> Any:
+@contextlib.contextmanager
+def _checkpointer() -> Iterator[Any]:
     try:
         import orbax.checkpoint as ocp
     except ImportError:
         raise ValueError("training needs orbax: pip install 'bart_hk[train]'") from None
-    logging.getLogger("absl").setLevel(logging.WARNING)  # orbax tells of every step of a save
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
+    # It tells of every step of a save, and of an error, which it raises, once for each thread.
+    account = logging.getLogger("absl")
+    level = account.level
+    account.setLevel(logging.CRITICAL)
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as checkpointer:
+            yield checkpointer
+    finally:
+        account.setLevel(level)
 
 
 def _files(folder: Path) -> list[str]:
