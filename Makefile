@@ -24,7 +24,7 @@ demo: .venv/installed
 	.venv/bin/python tools/demo.py $(if $(TEXT),--text "$$TEXT")
 export TEXT
 
-# Compilation, which uses one core, takes most of the time: so two workers.
+# Compilation, which uses one core, takes most of the time: so two workers, here and below.
 test: .venv/installed
 	.venv/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_FLAGS)
 
@@ -33,7 +33,7 @@ parity: export BART_HK_ORACLE = $(CURDIR)/.venv-oracle/bin/python
 parity: export BART_HK_PEERS = $(CURDIR)/.venv-peers/bin/python
 parity: .venv/torch .venv-oracle/installed .venv-peers/installed
 	.venv/bin/python tools/make_goldens.py --check
-	.venv/bin/python -m pytest tests/parity $(PYTEST_FLAGS)
+	.venv/bin/python -m pytest tests/parity -n 2 --dist loadfile $(PYTEST_FLAGS)
 
 # The real checkpoints, a few gigabytes each, say what is published about them. Needs the network.
 published: .venv/installed

@@ -336,6 +336,9 @@ class Fairseq(Peer):
         from fairseq.sequence_generator import SequenceGenerator
 
         network, dictionary = self.model(model)
+        for module in network.modules():  # a beam search leaves it behind, for greedy ones, too
+            if hasattr(module, "set_beam_size"):
+                module.set_beam_size(beams)
         generator = SequenceGenerator(
             [network],
             dictionary,

@@ -22,6 +22,8 @@ class Numbers:
         if self.bad in rows:
             if self.trouble == "error":
                 raise DataError(f"row {self.bad} is bad")
+            if self.trouble == "delay":
+                time.sleep(0.5)
             if self.trouble == "hang":
                 time.sleep(30)
             if self.trouble == "death":

@@ -52,14 +52,19 @@ def test_the_number_of_workers_changes_nothing():
 
 
 def test_batches_are_on_the_device_before_their_turn_and_not_too_many_of_them():
-    one = loader(data_buffer_size=2)
+    one = loader("delay", data_buffer_size=2)
     plan = one.updates(1)
+    one.train.bad = plan[0][0][0]
     with one.batches(plan) as batches:
         first = next(batches)
         assert all(isinstance(a, jax.Array) for b in first.batches for a in b.values())
-        time.sleep(0.3)
         # One is taken, two wait, and the thread holds the next.
-        assert one.train.made == sum(len(group) for group in plan[:4])
+        expected = sum(len(group) for group in plan[:4])
+        end = time.monotonic() + 30
+        while one.train.made < expected and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        assert one.train.made == expected
         assert next(batches).waited == 0
     assert first.waited > 0
     assert not any(thread.name == "batches" for thread in threading.enumerate())
