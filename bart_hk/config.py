@@ -44,6 +44,20 @@ class Flavour(enum.StrEnum):
     decoder_only = "decoder_only"  # goes on after a text: a causal language model
 
 
+class LatentPooling(enum.StrEnum):
+    """What of the encoder's states becomes latent tokens."""
+
+    first_n = "first_n"  # the states of the first positions, one for each latent token
+    mean = "mean"  # the mean over real tokens, for all of them
+
+
+class LatentActivation(enum.StrEnum):
+    """What bounds a latent."""
+
+    tanh = "tanh"
+    identity = "identity"
+
+
 _SIDES = {
     Flavour.encoder_decoder: ("encoder", "decoder"),
     Flavour.encoder_only: ("encoder",),
@@ -79,6 +93,13 @@ class BARTConfig:
     # token embeddings (Lewis et al. 2019, 3.4): its layers, like the encoder's, and its symbols.
     source_encoder_layers: int = 0  # 0: none
     source_vocab_size: int = 0
+    # A bottleneck between encoder and decoder, which then reads that many vectors of that size and
+    # nothing else of the source (`bart_hk.model.latent`).
+    n_latent_tokens: int = 0  # 0: none
+    latent_token_size: int = 0
+    latent_pooling: LatentPooling = LatentPooling.first_n
+    latent_activation: LatentActivation = LatentActivation.tanh
+    latent_variational: bool = False  # a mean and a variance each; training draws from them
     # Row of the position table that the first token uses: pad + 1 in fairseq, 2 in Hugging Face
     # (there also where pad is 0).
     position_offset: int = 2
@@ -120,6 +141,8 @@ class BARTConfig:
             ("flavour", Flavour),
             ("activation_fn", Activation),
             ("pooler_activation_fn", Activation),
+            ("latent_pooling", LatentPooling),
+            ("latent_activation", LatentActivation),
         )
         for name, kind in kinds:
             value = getattr(self, name)
@@ -167,6 +190,7 @@ class BARTConfig:
             )
         if self.source_encoder_layers:
             self._check_source_encoder()
+        self._check_bottleneck()
         if self.position_offset < 0:
             raise ValueError(f"position_offset must not be negative, not {self.position_offset}")
 
@@ -183,6 +207,27 @@ class BARTConfig:
         if max(ids) >= self.source_vocab_size:
             raise ValueError(
                 f"bos, pad and eos are {ids}, outside of source_vocab_size={self.source_vocab_size}"
+            )
+
+    def _check_bottleneck(self) -> None:
+        tokens, size = self.n_latent_tokens, self.latent_token_size
+        if tokens < 0 or size < 0:
+            raise ValueError(
+                f"n_latent_tokens={tokens} and latent_token_size={size} must not be negative"
+            )
+        if bool(tokens) != bool(size):
+            raise ValueError(
+                f"n_latent_tokens={tokens} and latent_token_size={size}: give both, or neither"
+            )
+        if not tokens:
+            return
+        for side in ("encoder", "decoder"):
+            self.require(side, f"n_latent_tokens={tokens}")
+        if self.latent_pooling == LatentPooling.first_n and tokens > self.max_source_positions:
+            raise ValueError(
+                f"n_latent_tokens={tokens} is more than max_source_positions="
+                f"{self.max_source_positions}, and latent_pooling=first_n takes a position for "
+                "each; lower it, or set latent_pooling=mean"
             )
 
     @property
@@ -213,6 +258,10 @@ class BARTConfig:
                 f"{what} needs {'an' if side == 'encoder' else 'a'} {side}, which a model of "
                 f"flavour={self.flavour} does not have; take one of {' or '.join(others)}"
             )
+
+    def attended(self, source_length: int) -> int:
+        """How many vectors of a source of that many tokens the decoder attends to."""
+        return self.n_latent_tokens or source_length
 
     def attention_dim(self, side: str) -> int:
         """H K, the width of all heads of the "encoder" or the "decoder" together."""
@@ -252,6 +301,8 @@ DROPOUT_RATES = (
     "encoder_layerdrop",
     "decoder_layerdrop",
 )
+# Those of the bottleneck.
+LATENT = tuple(name for name in _FIELDS if "latent_" in name)
 _IDS = tuple(name for name in _FIELDS if name.endswith("_token_id"))
 
 _BASE = {
@@ -289,7 +340,10 @@ ARCHITECTURES: dict[str, BARTConfig] = {
         max_source_positions=256,
         max_target_positions=256,
     ),
+    # bart_base with a bottleneck of the size of t5-vae-flax's.
+    "bart_latent": BARTConfig(n_latent_tokens=6, latent_token_size=32, **_BASE),  # type: ignore[arg-type]
 }
+OWN_ARCHITECTURES = ("bart_mini", "bart_latent")  # which fairseq does not have
 
 
 def architecture(name: str, **overrides: Any) -> BARTConfig:

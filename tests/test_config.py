@@ -7,7 +7,7 @@ from bart_hk.config import ARCHITECTURES, Activation, BARTConfig, architecture
 
 
 def test_architectures_are_fairseqs():
-    assert set(ARCHITECTURES) - {"bart_mini"} == {
+    assert set(ARCHITECTURES) - {"bart_mini", "bart_latent"} == {
         "bart_large",
         "bart_base",
         "mbart_large",
@@ -76,5 +76,7 @@ def test_unknown_names_are_refused_with_the_nearest():
         architecture("bart_huge")
 
 
-def test_the_mini_is_none_of_fairseqs():
+def test_our_own_are_none_of_fairseqs():
     assert nearest_architecture(ARCHITECTURES["bart_mini"]) == "bart_large"
+    latent = ARCHITECTURES["bart_latent"]
+    assert nearest_architecture(latent) == "bart_base" and latent.n_latent_tokens == 6

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bart_hk.config import ARCHITECTURES, Activation, BARTConfig
+from bart_hk.config import ARCHITECTURES, LATENT, OWN_ARCHITECTURES, Activation, BARTConfig
 
 # Names for the same thing that are not registered in fairseq: the model's, and the one in the
 # published mBART-50 checkpoints, which fairseq's users rename by hand.
@@ -293,6 +293,11 @@ def arguments(config: BARTConfig, task: str, languages: Iterable[str] = ()) -> d
             f"attention_head_dim={config.attention_head_dim}, but fairseq's heads share the "
             f"model's width of {config.encoder_embed_dim}"
         )
+    if config.n_latent_tokens:
+        raise ValueError(
+            f"n_latent_tokens={config.n_latent_tokens}, but a BART of fairseq's has no bottleneck; "
+            "write it with --to native"
+        )
     args: dict[str, Any] = {"arch": nearest_architecture(config)}
     for field in dataclasses.fields(config):
         if not field.name.endswith("_token_id"):
@@ -305,6 +310,7 @@ def arguments(config: BARTConfig, task: str, languages: Iterable[str] = ()) -> d
         "flavour",
         "source_encoder_layers",
         "source_vocab_size",
+        *LATENT,
     ):
         del args[name]
     for name in ("activation_fn", "pooler_activation_fn"):
@@ -365,4 +371,5 @@ def nearest_architecture(config: BARTConfig) -> str:
             for field in dataclasses.fields(config)
         )
 
-    return max((name for name in ARCHITECTURES if name != "bart_mini"), key=likeness)
+    theirs = (name for name in ARCHITECTURES if name not in OWN_ARCHITECTURES)
+    return max(theirs, key=likeness)

@@ -68,6 +68,8 @@ def flax_lacks(config: BARTConfig, plbart: bool = False) -> str | None:
         return f"no Flax BART with flavour={config.flavour}"
     if config.source_encoder_layers:
         return f"no Flax BART with source_encoder_layers={config.source_encoder_layers}"
+    if config.n_latent_tokens:
+        return f"no Flax BART with n_latent_tokens={config.n_latent_tokens}"
     if config.activation_fn not in _ACTIVATIONS:
         return f"no Flax BART with activation_fn={config.activation_fn}"
     return None

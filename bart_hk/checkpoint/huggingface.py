@@ -260,7 +260,7 @@ def _head_from_json(content: Mapping[str, Any], weights: Weights) -> dict[str, A
 def _check_unused(weights: Weights, used: set[str]) -> None:
     """Refuse tensors of another structure; warn of layers that are not a BART's."""
     unused = weights.names() - used - _COPIES
-    of_trunk = sorted(n for n in unused if n.startswith(("encoder.", "decoder.")))
+    of_trunk = sorted(n for n in unused if n.startswith(("encoder.", "decoder.", "bottleneck.")))
     if of_trunk:
         raise ValueError(
             f"{weights.directory / WEIGHTS} holds {of_trunk[0]}, for which {CONFIG} has no place"

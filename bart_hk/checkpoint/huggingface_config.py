@@ -129,6 +129,8 @@ def transformers_lacks(config: BARTConfig) -> list[str]:
         fields.append("attention_head_dim")
     if config.source_encoder_layers:
         fields.append("source_encoder_layers")
+    if config.n_latent_tokens:
+        fields.append("n_latent_tokens")
     learned = ("encoder_learned_pos", "decoder_learned_pos")
     fields += [name for name in learned if not getattr(config, name)]
     return fields

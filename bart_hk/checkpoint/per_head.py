@@ -155,6 +155,7 @@ def per_head_lacks(config: BARTConfig) -> str | None:
         *("no_scale_embedding", "final_logits_bias", "position_offset"),
         *("encoder_learned_pos", "decoder_learned_pos", "flavour"),
         "source_encoder_layers",
+        "n_latent_tokens",
     ):
         if getattr(config, name) != getattr(plain, name):
             return f"{name}={getattr(config, name)}"

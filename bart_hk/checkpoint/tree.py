@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bart_hk.checkpoint.files import aligned
-from bart_hk.config import BARTConfig, Flavour
+from bart_hk.config import BARTConfig, Flavour, LatentPooling
 from bart_hk.torch_format import give_back, mapped_file
 
 Shapes = dict[str, dict[str, tuple[int, ...]]]
@@ -91,6 +91,15 @@ def parameter_shapes(config: BARTConfig) -> Shapes:
             layer_norm(f"{layer}/final_layer_norm")
         if pre_norm:
             layer_norm(f"{side}/layer_norm")
+    if config.n_latent_tokens:
+        size = config.latent_token_size
+        together = config.n_latent_tokens if config.latent_pooling == LatentPooling.mean else 1
+        linear("bottleneck/to_latent", width, together * size)
+        if config.latent_variational:
+            linear("bottleneck/to_log_variance", width, together * size)
+        linear("bottleneck/from_latent", size, width)
+        shapes["bottleneck/embed_positions"] = {"embeddings": (config.n_latent_tokens, width)}
+        layer_norm("bottleneck/layer_norm")
     if not config.share_decoder_input_output_embed:
         shapes["output_projection"] = {"w": (width, vocabulary)}
     if config.final_logits_bias:

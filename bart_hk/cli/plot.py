@@ -1,6 +1,7 @@
 """`bart-hk-plot RUN_DIR`: draws the log of a training run, `RUN_DIR/log.jsonl`, as a PNG.
 
-`bart-hk-plot attention MODEL "source" ["target"]` draws where a model looks (`plot_attention`).
+`bart-hk-plot attention MODEL "source" ["target"]` draws where a model looks (`plot_attention`),
+`bart-hk-plot latent RUN_DIR` where texts lie in a bottleneck (`plot_latent`).
 
 One panel for each quantity that the log has, over updates: what was measured in training as a line,
 on the validation file as points, the best model's point filled. Needs matplotlib, from
@@ -122,6 +123,12 @@ def main(argv: list[str] | None = None) -> None:
 
         with _one_line_errors(Path("attention.png")):
             plot_attention.main(argv[1:])
+        return
+    if argv[:1] == ["latent"]:
+        from bart_hk.cli import plot_latent
+
+        with _one_line_errors(Path("latent.png")):
+            plot_latent.main(argv[1:])
         return
     summary = (__doc__ or "").split("\n\n")
     parser = argparse.ArgumentParser(

@@ -53,20 +53,22 @@ def draw(
     columns = max(map(len, rows.values()))
     side = max(2.2, 0.17 * longest + 0.9)
     figure = Figure(figsize=(side * columns, side * len(rows) + 0.5), layout="constrained")
-    figure.suptitle(_plain(title))
+    figure.suptitle(plain(title))
     for row, (kind, panels) in enumerate(rows.items()):
         across = labels["decoder"] if kind == "decoder" else labels["encoder"]
+        if kind == "cross" and weights.cross.shape[-1] != len(across):  # of a bottleneck
+            across = [f"latent {i}" for i in range(weights.cross.shape[-1])]
         for column, (name, values) in enumerate(panels):
             axes = figure.add_subplot(len(rows), columns, row * columns + column + 1)
             axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
             axes.set_title(f"{_KINDS[kind]}, {name}", fontsize=7)
-            axes.set_xticks(range(len(across)), [_plain(a) for a in across], rotation=90)
-            axes.set_yticks(range(len(labels[kind])), [_plain(a) for a in labels[kind]])
+            axes.set_xticks(range(len(across)), [plain(a) for a in across], rotation=90)
+            axes.set_yticks(range(len(labels[kind])), [plain(a) for a in labels[kind]])
             axes.tick_params(labelsize=6, length=0)
     return figure
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that matplotlib draws as it is, without formulas, on one line."""
     shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     return shown.replace("$", r"\$")

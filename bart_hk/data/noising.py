@@ -81,6 +81,7 @@ PRESETS = {
     # Two of them together: as the paper says, and the command of its authors (fairseq issue 1899).
     "paper": _PAPER,
     "bart": dataclasses.replace(_PAPER, poisson_lambda=3.5, mask_random=0.1),
+    "none": NoiseConfig(),
 }
 
 

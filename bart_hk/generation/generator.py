@@ -158,6 +158,7 @@ class Generator:
             planned = _plan_encoded(encoder_out, max_tokens, batch_size)
         with_attention = attention or options.print_alignment is not None
         results: list[list[Hypothesis]] = [[]] * len(lengths)
+        seen = [self.bart.config.attended(length) for length in lengths]
         with tqdm(total=len(lengths), disable=not progress, unit="input") as bar:
             for batch, (count, width) in planned:
                 limits = request.limits(batch, count, self.bart.config.vocab_size)
@@ -175,7 +176,7 @@ class Generator:
                     state = state._replace(attention=None)
                 state = jax.device_get(state)
                 for row, i in enumerate(batch):
-                    found = read_out(state, row, lengths[i], request.rules.eos)
+                    found = read_out(state, row, seen[i], request.rules.eos)
                     results[i] = self._hypotheses(found, request.sources[i], options, attention)
                 bar.update(len(batch))
         request.warn_of_nothing([i for i, found in enumerate(results) if not found])
@@ -446,7 +447,8 @@ def _checked_encoding(encoder_out: Any, lengths: Sequence[int], bart: BART | Ens
             f"encoder_out has the shape {kept.encoder_out.shape}, not "
             f"{(rows, width, bart.config.encoder_embed_dim)}; encode with the same model"
         )
-    for i, (have, want) in enumerate(zip(np.sum(kept.src_mask, axis=1), lengths, strict=True)):
+    for i, (have, length) in enumerate(zip(np.sum(kept.src_mask, axis=1), lengths, strict=True)):
+        want = bart.config.attended(length)
         if have != want:
             raise ValueError(
                 f"encoder_out has {have} tokens for input {i}, which has {want}; encode the same "

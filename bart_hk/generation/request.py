@@ -250,6 +250,11 @@ def _check(
     for name in ("match_source_len", "print_alignment"):
         if getattr(options, name):
             config.require("encoder", f"{name}={getattr(options, name)}")
+    if options.print_alignment and config.n_latent_tokens:
+        raise ValueError(
+            f"print_alignment={options.print_alignment} needs attention to tokens; this model's "
+            f"decoder attends to n_latent_tokens={config.n_latent_tokens} latents"
+        )
     if options.unkpen and config.unk_token_id is None:
         raise ValueError(f"unkpen={options.unkpen} has no meaning: this model has no <unk>")
     if options.constraints is not None and not constrained:

@@ -80,12 +80,12 @@ class Scorer:
                 self._score(params, batch.src_tokens, batch.targets, attention=attention)
             )
             for row, i in enumerate(batch.rows):
-                n = len(targets[i])
+                n, seen = len(targets[i]), self.bart.config.attended(len(sources[i]))
                 results[i] = hypothesis(
                     targets[i],
                     np.mean(scores[row, :n]),
                     scores[row, :n],
-                    None if weights is None else weights[row, :n, : len(sources[i])].T,
+                    None if weights is None else weights[row, :n, :seen].T,
                 )
         return results
 

@@ -22,7 +22,8 @@ class AttentionWeights(NamedTuple):
 
     encoder: float32 [L, H, S, S], of the encoder's layers.
     decoder: float32 [L, H, T, T], of the decoder's layers; nobody looks ahead.
-    cross: float32 [L, H, T, S], of the decoder's layers to the source.
+    cross: float32 [L, H, T, S], of the decoder's layers to the source; [L, H, T, n] to the n latent
+        tokens of a bottleneck.
     src_tokens, prev_output_tokens: int32 [S] and [T], what encoder and decoder read.
     """
 
@@ -83,7 +84,7 @@ class AttentiveBART(TextBART):
         return AttentionWeights(
             encoder[..., :s, :s],
             decoder[..., :t, :t],
-            cross[..., :t, :s],
+            cross[..., :t, : self.config.attended(s)],
             padded[0][0, :s],
             padded[1][0, :t],
         )

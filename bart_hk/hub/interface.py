@@ -15,7 +15,7 @@ import numpy as np
 from bart_hk.data.batching import buckets_up_to, pad_rows, plan_shapes
 from bart_hk.hub.arrays import Array, as_array
 from bart_hk.hub.features import BUCKETS, default_max_tokens
-from bart_hk.hub.scoring import ScoringBART
+from bart_hk.hub.latent import LatentBART
 from bart_hk.hub.zero_shot import HYPOTHESIS, answers, hypotheses, scores
 from bart_hk.tasks.question_answering import (
     LABELS,
@@ -30,11 +30,12 @@ from bart_hk.tasks.token_classification import encode_words, token_logits
 from bart_hk.text.framing import frame
 
 
-class BARTHubInterface(ScoringBART):
+class BARTHubInterface(LatentBART):
     """Text in, text out; features, classes, scores.
 
     Text to ids and back: `TextBART`; texts from texts: `GeneratingBART`; how probable they are, and
-    masks: `ScoringBART`; parameters and heads: `LoadedBART`. Here are features and classes.
+    masks: `ScoringBART`; latents: `LatentBART`; parameters and heads: `LoadedBART`. Here are
+    features and classes.
     """
 
     @functools.cached_property

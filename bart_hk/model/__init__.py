@@ -3,7 +3,7 @@
 from bart_hk.model.bart import BART, Params
 from bart_hk.model.ensemble import Ensemble
 from bart_hk.model.heads import ClassificationHead, sentence_ends, sentence_representation
-from bart_hk.model.transformer import Cache, DecoderOutput, EncoderOutput
+from bart_hk.model.transformer import Cache, DecoderOutput, EncoderOutput, Latents
 
 __all__ = [
     "BART",
@@ -12,6 +12,7 @@ __all__ = [
     "DecoderOutput",
     "EncoderOutput",
     "Ensemble",
+    "Latents",
     "Params",
     "sentence_ends",
     "sentence_representation",

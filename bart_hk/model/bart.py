@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from bart_hk import kernels
 from bart_hk.config import BARTConfig
 from bart_hk.model import stacked
+from bart_hk.model.latent import Bottleneck
 from bart_hk.model.layers import Parameter, compute_in, embedding, product, times
 from bart_hk.model.transformer import (
     Cache,
@@ -24,6 +25,7 @@ from bart_hk.model.transformer import (
     DecoderOutput,
     Encoder,
     EncoderOutput,
+    Latents,
     Options,
     extend,
 )
@@ -40,6 +42,8 @@ class _Functions(NamedTuple):
     project: Callable[..., jax.Array]
     start: Callable[..., Cache]
     step: Callable[..., tuple[jax.Array, Cache, jax.Array, jax.Array]]
+    compress: Callable[..., Latents]
+    expand: Callable[..., jax.Array]
     # The parts of `encode` and `decode`, for `bart_hk.model.stacked`.
     embed_source: Callable[..., tuple[jax.Array, jax.Array]]
     encoder_layer: Callable[..., tuple[jax.Array, ...]]
@@ -89,6 +93,7 @@ class BART:
             before = Encoder(config.source_encoder, None, name="source_encoder")
         encoder = Encoder(config, shared, name="encoder", source_encoder=before)
         decoder = Decoder(config, shared, name="decoder")
+        bottleneck = Bottleneck(config, name="bottleneck")
         projection = Parameter("output_projection", "w", (width, rows))
         bias = Parameter("final_logits_bias", "b", (rows,), jnp.zeros)
 
@@ -112,14 +117,8 @@ class BART:
             return logits, cache, attention, features
 
         def touch_every_parameter() -> None:
-            tokens = jnp.full((1, 1), config.eos_token_id, jnp.int32)
-            source, options = self._nothing(tokens), Options()
-            if "encoder" in config.sides:
-                source = encoder(tokens, options)
-            features = source.encoder_out
-            if "decoder" in config.sides:
-                features = decoder(tokens, features, source.src_mask, options).features
-            project(features)
+            tokens = jnp.full((1, config.attended(1)), config.eos_token_id, jnp.int32)
+            run_once(config, functions, self._nothing(tokens), tokens)
 
         def computing(function: Callable[..., Any]) -> Callable[..., Any]:
             def run(*args: Any) -> Any:
@@ -128,11 +127,12 @@ class BART:
 
             return run
 
-        functions: list[Callable[..., Any]] = [encoder, decoder, project]
-        functions += [decoder.start, step]
+        made: list[Callable[..., Any]] = [encoder, decoder, project]
+        made += [decoder.start, step, bottleneck.compress, bottleneck.expand]
         for side in (encoder, decoder):
-            functions += [side.embed, side.layer, side.finish]
-        return touch_every_parameter, _Functions(*map(computing, functions))
+            made += [side.embed, side.layer, side.finish]
+        functions = _Functions(*made)
+        return touch_every_parameter, _Functions(*map(computing, made))
 
     def init(self, key: jax.Array) -> Params:
         """Fresh float32 parameters, initialised as fairseq initialises BART (init_bert_params)."""
@@ -149,14 +149,46 @@ class BART:
     ) -> EncoderOutput:
         """Encodes int32 [B, S] ids; rows are padded with `config.pad_token_id`.
 
+        With a bottleneck the result is what the decoder reads of the latents, [B, n, D], and the
+        latents; hidden states and attention are those of at least n positions.
+
         Raises:
             ValueError: the model is decoder_only.
         """
         self.config.require("encoder", "encoding a source")
         options = Options(key is not None, return_all_hiddens, return_attention)
+        if short := max(0, self.config.n_latent_tokens - src_tokens.shape[1]):
+            room = ((0, 0), (0, short))
+            src_tokens = jnp.pad(src_tokens, room, constant_values=self.config.pad_token_id)
+        functions = self._transformed.apply
         if self._by_layer(options):
-            return stacked.encode(self, self._transformed.apply, params, key, src_tokens)
-        return self._transformed.apply.encode(params, key, src_tokens, options)
+            found = stacked.encode(self, functions, params, key, src_tokens)
+        else:
+            found = functions.encode(params, key, src_tokens, options)
+        if not self.config.n_latent_tokens:
+            return found
+        drawing = None if key is None else jax.random.fold_in(key, 1)
+        latents = functions.compress(params, drawing, found.encoder_out, found.src_mask)
+        read = self.expand(params, latents.drawn)
+        return found._replace(encoder_out=read.encoder_out, src_mask=read.src_mask, latents=latents)
+
+    def expand(self, params: Params, latents: jax.Array) -> EncoderOutput:
+        """What the decoder reads of latents, float [B, n, Z], for `decode` and the generator.
+
+        Raises:
+            ValueError: the model has no bottleneck, or one of other sizes.
+        """
+        config = self.config
+        wanted = (config.n_latent_tokens, config.latent_token_size)
+        if not config.n_latent_tokens:
+            raise ValueError("n_latent_tokens=0: this model has no bottleneck, and no latents")
+        if latents.ndim != 3 or latents.shape[1:] != wanted:
+            raise ValueError(
+                f"latents have the shape {latents.shape}, not (B, {wanted[0]}, {wanted[1]}), which "
+                "is what this model's have"
+            )
+        memory = self._transformed.apply.expand(params, None, latents)
+        return EncoderOutput(memory, jnp.ones(memory.shape[:2], bool))
 
     def decode(
         self,
@@ -266,7 +298,7 @@ class BART:
         return {
             path: {name: convert(path, name, value) for name, value in module.items()}
             for path, module in params.items()
-            if not path.startswith(("encoder/", "source_encoder/"))
+            if not path.startswith(("encoder/", "source_encoder/", "bottleneck/"))
         }
 
     def _is_transposed(self, path: str, name: str) -> bool:
@@ -327,3 +359,25 @@ class BART:
         if return_features:
             return logits, cache, attention, features
         return logits, cache, attention
+
+
+def run_once(
+    config: BARTConfig, functions: _Functions, source: EncoderOutput, tokens: jax.Array
+) -> None:
+    """Calls everything that has parameters, in its order; traced by Haiku.
+
+    Args:
+        functions: of modules, not yet transformed.
+        source: what is read where there is no encoder.
+        tokens: int32 [B, T], source and target; T is at least the number of latent tokens.
+    """
+    options = Options()
+    if "encoder" in config.sides:
+        source = functions.encode(tokens, options)
+    features, mask = source.encoder_out, source.src_mask
+    if config.n_latent_tokens:
+        features = functions.expand(functions.compress(features, mask).drawn)
+        mask = jnp.ones(features.shape[:2], bool)
+    if "decoder" in config.sides:
+        features = functions.decode(tokens, features, mask, options).features
+    functions.project(features)

@@ -4,8 +4,7 @@ import haiku as hk
 import jax.numpy as jnp
 
 from bart_hk.config import BARTConfig
-from bart_hk.model.bart import BART
-from bart_hk.model.transformer import Options
+from bart_hk.model.bart import BART, run_once
 
 _COLUMNS = ("module", "owned_params", "input", "output", "params_size", "params_bytes")
 
@@ -22,14 +21,9 @@ def module_table(config: BARTConfig, batch: int = 1, length: int = 16) -> str:
 
     def run() -> None:
         _, functions = bart._build()
-        tokens = jnp.full((batch, length), config.eos_token_id, jnp.int32)
-        source, options = bart._nothing(tokens), Options()
-        if "encoder" in config.sides:
-            source = functions.encode(tokens, options)
-        features = source.encoder_out
-        if "decoder" in config.sides:
-            features = functions.decode(tokens, features, source.src_mask, options).features
-        functions.project(features)
+        longest = max(length, config.attended(length))
+        tokens = jnp.full((batch, longest), config.eos_token_id, jnp.int32)
+        run_once(config, functions, bart._nothing(tokens), tokens)
 
     table = hk.experimental.tabulate(
         run,

@@ -33,20 +33,35 @@ from bart_hk.model.layers import (
 )
 
 
+class Latents(NamedTuple):
+    """What a source has become in a bottleneck of n latent tokens of Z numbers.
+
+    mean: float32 [B, n, Z]. Without variances this is the latent itself.
+    log_variance: float32 [B, n, Z], or None.
+    drawn: float32 [B, n, Z], what the decoder has read: the mean, but with a variance in training.
+    """
+
+    mean: jax.Array
+    log_variance: jax.Array | None
+    drawn: jax.Array
+
+
 class EncoderOutput(NamedTuple):
     """What the decoder needs of a source.
 
-    encoder_out: [B, S, D], in the compute dtype.
+    encoder_out: [B, S, D], in the compute dtype; [B, n, D] of a bottleneck's n latent tokens.
         Without an encoder S is 0: there is nothing to attend to.
-    src_mask: bool [B, S], True at real tokens.
+    src_mask: bool [B, S], True at real tokens; [B, n] and all True with a bottleneck.
     hidden_states: L + 1 arrays [B, S, D], or None.
     attentions: L arrays float32 [B, H, S, S], or None.
+    latents: of a bottleneck, or None.
     """
 
     encoder_out: jax.Array
     src_mask: jax.Array
     hidden_states: tuple[jax.Array, ...] | None = None
     attentions: tuple[jax.Array, ...] | None = None
+    latents: Latents | None = None
 
 
 class DecoderOutput(NamedTuple):

@@ -76,7 +76,10 @@ class Task(Protocol):
     def loss(
         self, bart: BART, params: Tree, key: jax.Array, batch: dict[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The sum of the losses, and sums to log: `count`, its divisor, and others. Traced."""
+        """The sum of the losses, and sums to log: `count`, its divisor, and others. Traced.
+
+        `batch["update"]` is an int32 scalar: how many updates were done before.
+        """
 
     def predict(
         self, bart: BART, params: Tree, batch: dict[str, jax.Array]

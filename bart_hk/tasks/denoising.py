@@ -33,17 +33,9 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass
-class DenoisingConfig:
-    """Where the text is, how it becomes blocks, and what is done to them."""
+class NoiseOptions:
+    """What is done to a text before the model reads it."""
 
-    _name: str = "denoising"
-    # A folder with train.bin and train.idx (and valid.*), or with one folder of those for each
-    # corpus. Several, with ":" between: shards, one for each epoch in turn.
-    data: str | None = None
-    tokens_per_sample: int = 512  # of a block, <s> and </s> included
-    sample_break_mode: str = "complete_doc"  # none, complete, complete_doc, eos
-    # Sentences longer than a block: split, keep (fairseq's: a block that is too long), error.
-    oversized: str = "split"
     noise: str = (
         "bart"  # a preset of bart_hk/data/noising.py; what is set below replaces its values
     )
@@ -58,6 +50,20 @@ class DenoisingConfig:
     rotate: float | None = None
     # Characters that end a sentence, in any vocabulary; "." alone is nearest to fairseq's.
     sentence_ends: str = ".!?\u3002\uff01\uff1f\u0964\u2026"
+
+
+@dataclass
+class DenoisingConfig(NoiseOptions):
+    """Where the text is, how it becomes blocks, and what is done to them."""
+
+    _name: str = "denoising"
+    # A folder with train.bin and train.idx (and valid.*), or with one folder of those for each
+    # corpus. Several, with ":" between: shards, one for each epoch in turn.
+    data: str | None = None
+    tokens_per_sample: int = 512  # of a block, <s> and </s> included
+    sample_break_mode: str = "complete_doc"  # none, complete, complete_doc, eos
+    # Sentences longer than a block: split, keep (fairseq's: a block that is too long), error.
+    oversized: str = "split"
     # Of several corpora: how often each is seen in an epoch, or fairseq's smoothing of their sizes.
     weights: dict[str, float] = dataclasses.field(default_factory=dict)
     multilang_sampling_alpha: float = 1.0
@@ -67,7 +73,7 @@ class DenoisingConfig:
     seed: int = "${common.seed}"  # type: ignore[assignment]
 
 
-def noise_config(config: DenoisingConfig) -> NoiseConfig:
+def noise_config(config: NoiseOptions) -> NoiseConfig:
     """The preset, with what the configuration says otherwise.
 
     Raises:
@@ -81,6 +87,35 @@ def noise_config(config: DenoisingConfig) -> NoiseConfig:
         return dataclasses.replace(PRESETS[config.noise], **given)
     except ValueError as error:
         raise DataError(f"task.{error}") from None
+
+
+def make_noiser(
+    options: NoiseOptions, encoder: TextEncoder, config: BARTConfig, also: Sequence[int] = ()
+) -> Noiser:
+    """The noise of a configuration over a model's vocabulary.
+
+    Args:
+        also: ids that end a sentence, besides those that are found.
+
+    Raises:
+        DataError: the vocabulary does not have what the noise needs.
+    """
+    noise, dictionary = noise_config(options), encoder.dictionary
+    stops: tuple[int, ...] = ()
+    if noise.permute_sentences:
+        stops = full_stops(encoder.bpe, dictionary, options.sentence_ends)
+    try:
+        return Noiser(
+            noise,
+            vocab_size=config.vocab_size,
+            mask_id=encoder.mask_id,
+            full_stops=(*stops, *also),
+            word_starts=_padded(word_starts(encoder.bpe, dictionary), config.vocab_size)
+            if noise.mask and noise.mask_length != "subword"
+            else None,
+        )
+    except ValueError as error:
+        raise DataError(f"task.noise={options.noise}: {error}") from None
 
 
 class Denoising(TextWriting):
@@ -163,7 +198,10 @@ class Denoising(TextWriting):
             for store in stores.values():
                 self._check_vocabulary(store.prefix.parent, encoder)
                 store.check_vocabulary(len(encoder.dictionary), "the model's tokenizer")
-        self._model, noiser, seed = config, self._noiser(encoder, config), self.config.seed
+        self._model, seed = config, self.config.seed
+        # Where languages end blocks, there is always one between sentences.
+        also = [config.eos_token_id] if self.config.add_lang_token else []
+        noiser = make_noiser(self.config, encoder, config, also)
         first = self._corpora(self._shards[0], self._stores[0])
         self.train = NoisedBlocks(first, noiser, config, seed, self._last_tokens(encoder))
         self.begin_epoch(1)
@@ -206,26 +244,6 @@ class Denoising(TextWriting):
                     f"task.data={folder} was made with another vocabulary: id {index} is {old!r} "
                     f"there and {new!r} in the model's tokenizer; make it again with that one"
                 )
-
-    def _noiser(self, encoder: TextEncoder, config: BARTConfig) -> Noiser:
-        noise, dictionary = self._noise, encoder.dictionary
-        stops: tuple[int, ...] = ()
-        if noise.permute_sentences:
-            stops = full_stops(encoder.bpe, dictionary, self.config.sentence_ends)
-        if self.config.add_lang_token:  # between sentences, then, there is always one
-            stops = (*stops, config.eos_token_id)
-        try:
-            return Noiser(
-                noise,
-                vocab_size=config.vocab_size,
-                mask_id=encoder.mask_id,
-                full_stops=stops,
-                word_starts=_padded(word_starts(encoder.bpe, dictionary), config.vocab_size)
-                if noise.mask and noise.mask_length != "subword"
-                else None,
-            )
-        except ValueError as error:
-            raise DataError(f"task.noise={self.config.noise}: {error}") from None
 
     def _corpora(self, name: str, stores: dict[str, TokenStore], plain: bool = False) -> Corpora:
         if name in self._opened:

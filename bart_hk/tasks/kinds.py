@@ -4,6 +4,7 @@ from typing import Any
 
 from bart_hk.tasks import (
     TaskKind,
+    autoencoding,
     denoising,
     language_modeling,
     question_answering,
@@ -23,6 +24,7 @@ _MODULES: tuple[Any, ...] = (
     question_answering,
     denoising,
     language_modeling,
+    autoencoding,
     translation,
     translation_from_pretrained_bart,
     rot13,

@@ -152,6 +152,11 @@ def _check_fits(
     for whose, config in (("it", teacher), ("the student", student)):
         if config.flavour != Flavour.encoder_decoder:
             raise ValueError(f"{what}: {whose} is {config.flavour}, and both are encoder_decoder")
+        if config.n_latent_tokens:
+            raise ValueError(
+                f"{what}: {whose} has a bottleneck (n_latent_tokens={config.n_latent_tokens}), "
+                "whose latents no teacher knows"
+            )
     if text.dictionary.symbols != mine.dictionary.symbols:
         raise ValueError(
             f"{what} has another vocabulary than the student ({len(text.dictionary)} and "

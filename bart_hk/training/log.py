@@ -8,6 +8,7 @@ fields in `TIMING`. Those of event "train" are means over the updates since the 
     ppl                       e^nll_loss, which is fairseq's 2^nll_loss
     loss_base2, nll_loss_base2    of these tasks, in bits, as fairseq logs them
     own_loss, soft_loss, hidden_loss    with a teacher (`distillation`): the parts of `loss`
+    reg_loss, reg_weight      of task=autoencoding: what latents cost, and its weight
     accuracy                  percent
     gnorm, lr                 of the gradient before clipping; of the last update
     padding                   the share of both sides' positions that held none of the rows' tokens
@@ -73,7 +74,7 @@ class RunLog:
 def means(sums: dict[str, float]) -> dict[str, float]:
     """What the sums of a task's losses say: losses, perplexity, accuracy."""
     found = {"loss": sums["loss"] / sums["count"]}
-    parts = ("own_loss", "soft_loss", "hidden_loss")
+    parts = ("own_loss", "soft_loss", "hidden_loss", "reg_loss", "reg_weight")
     found |= {name: sums[name] / sums["count"] for name in parts if name in sums}
     if "nll_loss" in sums:
         found["nll_loss"] = sums["nll_loss"] / sums["tokens"]

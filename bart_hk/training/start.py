@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bart_hk.checkpoint.tree import parameter_shapes
-from bart_hk.config import DROPOUT_RATES, BARTConfig
+from bart_hk.config import DROPOUT_RATES, LATENT, BARTConfig
 from bart_hk.hub.opening import open_model
 from bart_hk.model import BART
 from bart_hk.tasks import Task, Tree
@@ -79,7 +79,10 @@ def start(config: TrainConfig, task: Task, key: jax.Array) -> Start:
             raise ConfigError(f"checkpoint.restore_file={restore} names {len(members)} models")
         (files,) = members
         encoder = task.text_encoder(encoder)
-        bart = network(task.model_config(files.config.replace(**rates), encoder))
+        config_of = files.config.replace(**rates)
+        if not config_of.n_latent_tokens:  # a bottleneck can be put into any model
+            config_of = config_of.replace(**{name: getattr(config.model, name) for name in LATENT})
+        bart = network(task.model_config(config_of, encoder))
         params, heads, extras = files.params, files.heads, files.extras
         missing = parameter_shapes(bart.config).keys() - params.keys()
         if missing:  # what the task puts in front of the restored model

@@ -15,6 +15,7 @@ from bart_hk.tasks import Tree
 from bart_hk.training import optim
 
 # (params, key, batch, *given) -> the summed loss and sums to log, `count` (its divisor) among them.
+# With the batch's arrays comes "update", an int32 scalar: how many updates were done before.
 Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
 
@@ -95,7 +96,7 @@ class Step:
         """A batch's summed gradients and sums."""
         key = jax.random.fold_in(jax.random.fold_in(self._key, update), micro)
         whole = jax.value_and_grad(self._loss, has_aux=True)
-        (value, sums), grads = whole(params, key, batch, *given)
+        (value, sums), grads = whole(params, key, {**batch, "update": update}, *given)
         return {"grads": grads, "sums": {"loss": value, **sums}}
 
     def _accumulated(
@@ -135,6 +136,6 @@ class Step:
         return jax.tree.map(lambda a, p: a * decay + p * (1 - decay), average, params)
 
     def _zeros(self, params: Tree, batch: Any) -> Any:
-        value, sums = jax.eval_shape(self._loss, params, self._key, batch, *self._given)
-        shapes = {"grads": params, "sums": {"loss": value, **sums}}
+        number = jnp.int32(0)
+        shapes = jax.eval_shape(self._of_batch, params, number, number, batch, self._given)
         return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)

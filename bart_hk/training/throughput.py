@@ -39,15 +39,17 @@ def training_flops(config: BARTConfig, source: np.ndarray, target: np.ndarray) -
     decoder = (
         4 + 2 * has_encoder
     ) * width * decoder_heads + 2 * width * config.decoder_ffn_embed_dim
-    cross = 2 * width * decoder_heads * has_decoder  # keys and values of the source
+    cross = 2 * width * decoder_heads * has_decoder  # keys and values of what is attended to
+    read, size = source, config.n_latent_tokens * config.latent_token_size
+    if config.n_latent_tokens:
+        read = np.where(source > 0, float(config.n_latent_tokens), 0.0)
     encoder_layers = config.encoder_layers + config.source_encoder_layers
     weights = encoder_layers * encoder * source.sum()
-    weights += config.decoder_layers * (decoder * target.sum() + cross * source.sum())
+    weights += config.decoder_layers * (decoder * target.sum() + cross * read.sum())
+    weights += 2 * width * size * (source > 0).sum()
     weights += width * rows * (target if has_decoder else source).sum()
     pairs = encoder_heads * encoder_layers * (source**2).sum()
-    pairs += (
-        decoder_heads * config.decoder_layers * ((target**2).sum() / 2 + (source * target).sum())
-    )
+    pairs += decoder_heads * config.decoder_layers * ((target**2).sum() / 2 + (read * target).sum())
     return int(3 * (2 * weights + 4 * pairs))
 
 

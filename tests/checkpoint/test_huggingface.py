@@ -104,7 +104,12 @@ def test_every_field_of_the_config_survives(tmp_path, small, random_params, fiel
     if isinstance(value, bool):
         other = not value
     elif isinstance(value, str):
-        other = {"flavour": "decoder_only"}.get(field, "relu")
+        others = {
+            "flavour": "decoder_only",
+            "latent_pooling": "mean",
+            "latent_activation": "identity",
+        }
+        other = others.get(field, "relu")
     elif isinstance(value, int):
         other = 2 * value or 4
     else:
@@ -114,6 +119,8 @@ def test_every_field_of_the_config_survives(tmp_path, small, random_params, fiel
         change["share_all_embeddings"] = False
     if field.startswith("source_"):  # one needs the other
         change |= {"source_encoder_layers": 4, "source_vocab_size": 40}
+    if field in ("n_latent_tokens", "latent_token_size"):
+        change |= {"n_latent_tokens": 4, "latent_token_size": 4}
     config = default.replace(**change)
     assert getattr(config, field) != value
     write_model(tmp_path, config, random_params(config))
