@@ -39,9 +39,10 @@ def load(
             `dict.txt`; a checkpoint in it; or an archive of one;
             "bart.base", "bart.large", "bart.large.mnli", "bart.large.cnn", "bart.large.xsum";
             the "owner/name" of a repository of Hugging Face's hub; or an address.
+            Several that are here, "one:two", are an ensemble, which generates and scores by the
+            mean of their probabilities (everything else is the first one's).
         checkpoint_file: the fairseq checkpoint in the directory; or several, "a.pt:b.pt", for an
-            ensemble, which generates and scores by the mean of their probabilities (everything else
-            is the first one's).
+            ensemble.
         data_name_or_path: where the tokenizer's files are, such as a data folder of fairseq's with
             `input0/dict.txt` and `label/dict.txt`; relative to the model if it begins with a dot.
         dtype: of the parameters and of the computation: "float32", "bfloat16" or "float16".

@@ -32,6 +32,20 @@ from bart_hk.text.fairseq_folder import read_labels
 Place = Callable[[np.ndarray], Any]
 
 
+class _Found(NamedTuple):
+    """Where a model is: a folder, or a file that is all of it, and in the folder fairseq's file."""
+
+    path: Path
+    checkpoint: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        return self.path if self.path.is_dir() else self.path.parent
+
+    def __str__(self) -> str:
+        return str(self.checkpoint or self.path)
+
+
 class Opened(NamedTuple):
     """The files of a model: of one, or of the members of an ensemble, which share a tokenizer."""
 
@@ -62,24 +76,21 @@ def open_model(
         raise TypeError(f"new_symbols is a list of names, such as [{new_symbols!r}]")
     if max_positions is not None or new_symbols:
         place = None
-    directory, paths = _find(name_or_path, checkpoint_file, where)
-    data = directory if directory.is_dir() else directory.parent
+    found = _find(name_or_path, checkpoint_file, where)
+    data = found[0].folder
     if os.fspath(data_name_or_path) != ".":
         data = _data_folder(data, data_name_or_path, where)
-    if paths is None:
-        members = [_read_huggingface(directory, overrides or {}, place)]
-        text = TextEncoder.load(data).fit(members[0].config.vocab_size)
-        _check_sources(directory, members[0].config, text)
-    else:
-        members = [read_fairseq(path, overrides=overrides) for path in paths]
-        text = _dictionary_of(members, directory, data, paths)
-        if place is not None:
-            for model in members:
+    members = [_read(one, overrides or {}, place) for one in found]
+    text = _tokenizer(found, members, data)
+    if place is not None:
+        for one, model in zip(found, members, strict=True):
+            if one.checkpoint is not None:
                 model.params = place_leaves(model.params, place)
-    _check_ensemble(members, paths or [])
     for model in members:
         if model.config.unk_token_id is None:  # config.json has no place for it
             model.config = model.config.replace(unk_token_id=text.dictionary.unk_index)
+    _check_ensemble(members, found)
+    for model in members:
         if max_positions is not None:
             model.params, model.config = resize.extend_positions(
                 model.params, model.config, max_positions
@@ -109,28 +120,28 @@ def taking(dtype: np.dtype, device: jax.Device | None) -> Place:
 
 def _find(
     name_or_path: str | os.PathLike, checkpoint_file: str, where: Mapping[str, Any]
-) -> tuple[Path, list[Path] | None]:
-    """The model's folder, or a file that is a model; and its fairseq checkpoints, or None."""
+) -> list[_Found]:
+    """The model, or the members of an ensemble: checkpoints of one folder, or whole paths."""
     name = os.fspath(name_or_path)
     several = [Path(part) for part in name.split(os.pathsep)]
-    if len(several) > 1 and "://" not in name and several[0].exists():
-        if missing := [part for part in several if not part.is_file()]:
+    if len(several) > 1 and "://" not in name and several[0].exists() and not Path(name).exists():
+        if missing := [part for part in several if not part.exists()]:
             raise FileNotFoundError(
-                f"{missing[0]} of the ensemble {name} is no file; give each checkpoint's whole path"
+                f"{missing[0]} of the ensemble {name} is not there; give each model's whole path"
             )
-        return several[0].parent, several
+        return [one for part in several for one in _find(part, checkpoint_file, where)]
     path = zoo.locate(name_or_path, **where)
     ours = (path if path.is_dir() else path.parent) / CONFIG
     if path.is_file():
         if path.suffix == Path(PER_HEAD_WEIGHTS).suffix:
-            return path, None
+            return [_Found(path)]
         if path.suffix == Path(FLAX_WEIGHTS).suffix:
-            return path.parent, None
+            return [_Found(path.parent)]
         if path.suffix != ".pt" and ours.is_file():  # its model.safetensors or pytorch_model.bin
-            return path.parent, None
-        return path.parent, [path]
+            return [_Found(path.parent)]
+        return [_Found(path.parent, path)]
     if checkpoint_file == CHECKPOINT and ours.is_file():
-        return path, None
+        return [_Found(path)]
     if checkpoint_file == CHECKPOINT and not (
         (path / CHECKPOINT).is_file() or shard_paths(path / CHECKPOINT)
     ):
@@ -143,7 +154,7 @@ def _find(
             f"no model in {name}: {path} holds neither {CONFIG} (Hugging Face's format and "
             f"ours) nor {CHECKPOINT} (fairseq's){hint}"
         )
-    return path, checkpoint_paths(path, checkpoint_file)
+    return [_Found(path, checkpoint) for checkpoint in checkpoint_paths(path, checkpoint_file)]
 
 
 def _data_folder(directory: Path, name: str | os.PathLike, where: Mapping[str, Any]) -> Path:
@@ -153,10 +164,10 @@ def _data_folder(directory: Path, name: str | os.PathLike, where: Mapping[str, A
     return zoo.locate(name, **{key: value for key, value in where.items() if key != "revision"})
 
 
-def _read_huggingface(
-    directory: Path, overrides: Mapping[str, Any], place: Place | None
-) -> ModelFiles:
-    model = read_model(directory, place=place)
+def _read(one: _Found, overrides: Mapping[str, Any], place: Place | None) -> ModelFiles:
+    if one.checkpoint is not None:
+        return read_fairseq(one.checkpoint, overrides=overrides)
+    model = read_model(one.path, place=place)
     config = model.config.replace(**overrides)
     if parameter_shapes(config) != parameter_shapes(model.config):
         shapes = parameter_shapes(model.config)
@@ -166,20 +177,22 @@ def _read_huggingface(
             if parameter_shapes(model.config.replace(**{name: value})) != shapes
         ]
         values = ", ".join(f"{name}={getattr(model.config, name)}" for name in changed)
-        raise ValueError(f"the model in {directory} has {values}; loading cannot change that")
+        raise ValueError(f"the model in {one} has {values}; loading cannot change that")
     model.config = config
     return model
 
 
-def _dictionary_of(
-    members: list[ModelFiles], directory: Path, data: Path, paths: Sequence[Path]
-) -> TextEncoder:
-    """The tokenizer of fairseq checkpoints, to which they are fitted; labels get their names."""
-    first = members[0]
-    text = TextEncoder.load(data, first.extras.get("langs", []), bpe_directory=directory)
-    size, labels = len(text.dictionary), read_labels(data)
-    for i, (model, path) in enumerate(zip(members, paths, strict=True)):
-        if labels is not None:
+def _tokenizer(found: Sequence[_Found], members: list[ModelFiles], data: Path) -> TextEncoder:
+    """The first member's tokenizer, which fits all of them; fairseq's labels get their names."""
+    text = _own_tokenizer(found[0], members[0], data)
+    if found[0].checkpoint is None:
+        text = text.fit(members[0].config.vocab_size)
+        _check_sources(found[0].path, members[0].config, text)
+    size = len(text.dictionary)
+    for i, (model, one) in enumerate(zip(members, found, strict=True)):
+        if one.checkpoint is None:
+            continue
+        if (labels := read_labels(data)) is not None:
             name_labels(model, labels)
         multilingual = model.extras.get("fairseq", {}).get("task") == "multilingual_denoising"
         try:
@@ -187,29 +200,35 @@ def _dictionary_of(
                 members[i] = model = fit_dictionary(model, size)
             text = text.fit(model.config.vocab_size, exact=True)
         except ValueError as error:
-            raise CheckpointError(f"{path} and the dictionary in {data}: {error}") from None
-    if data == directory:
-        _check_dictionaries(members, paths, text)
+            raise CheckpointError(f"{one} and the dictionary in {data}: {error}") from None
+    if data == found[0].folder:
+        _check_dictionaries(found, members, text)
     return text
 
 
+def _own_tokenizer(one: _Found, model: ModelFiles, data: Path) -> TextEncoder:
+    if one.checkpoint is None:
+        return TextEncoder.load(data)
+    return TextEncoder.load(data, model.extras.get("langs", []), bpe_directory=one.folder)
+
+
 def _check_dictionaries(
-    members: Sequence[ModelFiles], paths: Sequence[Path], text: TextEncoder
+    found: Sequence[_Found], members: Sequence[ModelFiles], text: TextEncoder
 ) -> None:
     """Members of an ensemble that come from folders of their own may have dictionaries there."""
-    for model, path in zip(members[1:], paths[1:], strict=True):
-        if path.parent.samefile(paths[0].parent):
+    for one, model in zip(found[1:], members[1:], strict=True):
+        if one.folder.samefile(found[0].folder):
             continue
         try:
-            own = TextEncoder.load(path.parent, model.extras.get("langs", []))
+            own = _own_tokenizer(one, model, one.folder)
         except FileNotFoundError:
             continue
         pairs = zip(text.dictionary.symbols, own.dictionary.symbols, strict=False)
-        for i, (one, other) in enumerate(pairs):
-            if one != other:
+        for i, (here, there) in enumerate(pairs):
+            if here != there:
                 raise ValueError(
-                    f"{paths[0]} and {path} make no ensemble: the id {i} is {one!r} in the first's "
-                    f"dictionary and {other!r} in the second's"
+                    f"{found[0]} and {one} make no ensemble: the id {i} is {here!r} in the first's "
+                    f"dictionary and {there!r} in the second's"
                 )
 
 
@@ -226,14 +245,14 @@ def _check_sources(directory: Path, config: BARTConfig, text: TextEncoder) -> No
         )
 
 
-def _check_ensemble(members: Sequence[ModelFiles], paths: Sequence[Path]) -> None:
+def _check_ensemble(members: Sequence[ModelFiles], found: Sequence[_Found]) -> None:
     """Members of an ensemble may differ in size, but must speak of the same ids."""
     names = ("vocab_size", *(n for n in vars(members[0].config) if n.endswith("_token_id")))
-    for model, path in zip(members[1:], paths[1:], strict=True):
+    for model, one in zip(members[1:], found[1:], strict=True):
         for name in names:
-            one, other = getattr(members[0].config, name), getattr(model.config, name)
-            if one != other:
+            here, there = getattr(members[0].config, name), getattr(model.config, name)
+            if here != there:
                 raise ValueError(
-                    f"{paths[0]} and {path} make no ensemble: {name} is {one} in the first and "
-                    f"{other} in the second"
+                    f"{found[0]} and {one} make no ensemble: {name} is {here} in the first and "
+                    f"{there} in the second"
                 )

@@ -1,5 +1,6 @@
 """`bart_hk.load` of fairseq's folders, archives and ensembles, and of models that are resized."""
 
+import json
 import shutil
 import tarfile
 from pathlib import Path
@@ -99,6 +100,30 @@ def test_an_ensemble_has_the_mean_of_its_members_probabilities(folder):
     np.testing.assert_allclose(again["attention"], best["attention"], atol=1e-5)
 
 
+def test_members_may_be_directories_and_of_any_format(folder, tmp_path):
+    paths = []
+    for i, name in enumerate(("model.pt", "second.pt")):
+        paths.append(tmp_path / f"native{i}")
+        bart_hk.load(folder, name).save(paths[-1])
+    sentence = "Hello world!"
+
+    def scores(*members: Path) -> np.ndarray:
+        bart = bart_hk.load(":".join(map(str, members)))
+        return bart.score([sentence])[0]["positional_scores"]
+
+    expected = scores(folder / "model.pt", folder / "second.pt")
+    assert not np.array_equal(expected, scores(paths[0]))
+    for members in (paths, (folder / "model.pt", paths[1]), (paths[0], folder / "second.pt")):
+        np.testing.assert_array_equal(scores(*members), expected)
+    other = tmp_path / "other:native"  # a colon may be in a name
+    paths[0].rename(other)
+    assert len(open_model(other).members) == 1
+    fields = json.loads((paths[1] / "config.json").read_text())
+    (paths[1] / "config.json").write_text(json.dumps(fields | {"eos_token_id": 3}))
+    with pytest.raises(ValueError, match="native1 make no ensemble: eos_token_id is 2 .* and 3 in"):
+        open_model(f"{folder / 'model.pt'}:{paths[1]}")
+
+
 def test_the_temperature_of_an_ensemble_is_its_members(folder):
     both = bart_hk.load(folder, "model.pt:second.pt")
     row = np.asarray(both.encode("Hello"))
@@ -143,7 +168,7 @@ def test_members_with_dictionaries_that_differ_make_no_ensemble(folder, tmp_path
 
 
 def test_members_that_are_missing_are_named(folder):
-    with pytest.raises(FileNotFoundError, match=r"third\.pt of the ensemble .* is no file"):
+    with pytest.raises(FileNotFoundError, match=r"third\.pt of the ensemble .* is not there"):
         open_model(f"{folder / 'model.pt'}:{folder / 'third.pt'}")
     with pytest.raises(FileNotFoundError, match=r"holds no third\.pt \(checkpoints there: model"):
         open_model(folder, "model.pt:third.pt")
