@@ -460,9 +460,10 @@ def _checked_encoding(encoder_out: Any, lengths: Sequence[int], bart: BART | Ens
 def _plan_encoded(
     encoder_out: Any, max_tokens: int, batch_size: int
 ) -> list[tuple[np.ndarray, tuple[int, int]]]:
-    """Batches of rows that are padded to one length already, in their order."""
+    """Batches of rows that are padded to one length already, in their order; a power of two, where
+    there are not as many as fit."""
     check_bounds(max_tokens, batch_size)
     rows, width = jax.tree.leaves(encoder_out)[0].shape[:2]
-    count = max(1, min(batch_size, max_tokens // width, rows))
+    count = max(1, min(batch_size, max_tokens // width, 1 << (rows - 1).bit_length()))
     starts = range(0, rows, count)
     return [(np.arange(first, min(first + count, rows)), (count, width)) for first in starts]

@@ -72,6 +72,15 @@ def test_latents_decode_to_what_their_texts_generate(bart):
             np.testing.assert_allclose(scored[name], row[0][name], atol=1e-4)
 
 
+def test_similar_numbers_of_latents_share_a_program(bart):
+    drawn = bart.sample_latent(4)
+    first = bart.decode_latent(drawn, beam=2)
+    search = bart._engine.generator._search
+    before = search._cache_size()
+    assert bart.decode_latent(drawn[:3], beam=2) == first[:3]
+    assert search._cache_size() == before
+
+
 def test_attention_is_to_the_latents(bart):
     found = bart.attention("ab", "so it")
     assert found.encoder.shape == (1, 2, 4, 4) and found.cross.shape == (1, 2, 7, 5)
