@@ -23,6 +23,8 @@ PANELS = {
     "nll_loss": "nats per target token",
     "ppl": "",
     "accuracy": "%",
+    "reg_loss": "nats, or a discrepancy",
+    "reg_weight": "",
     "gnorm": "",
     "lr": "",
     "padding": "share of positions",
