@@ -55,7 +55,7 @@ class TranslationConfig(PairsConfig):
     eval_bleu: bool = False
     eval_rouge: bool = False
     eval_exact_match: bool = False  # how many are a reference to the letter
-    eval_rows: int = 0  # the first of them alone; 0: all
+    eval_rows: int = 0  # so many of them alone, evenly spread; 0: all
     # How: {beam: 4, max_len_b: 60, ...}. Stored with the model, as its defaults.
     generation: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -230,18 +230,20 @@ class Translation(TextWriting):
         assert self.valid is not None  # whoever asks for metrics has it
         if self._generator is None or self._generator[0] is not bart:
             self._generator = bart, Generator(bart)
-        valid, count = self.valid, self.config.eval_rows or len(self.valid.sources)
+        valid, there = self.valid, len(self.valid.sources)
+        # Files are often in the order of their texts' lengths.
+        chosen = np.linspace(0, there - 1, min(self.config.eval_rows or there, there)).astype(int)
         found = self._generator[1].generate(
-            params["model"], valid.sources[:count], self._options, attention=False
+            params["model"], [valid.sources[i] for i in chosen], self._options, attention=False
         )
         texts = [self._text(best["tokens"], bart.config) for best, *_ in found]
         stored = valid.pairs.targets
         if isinstance(stored, TokenStore):
             references: list[Sequence[str]] = [
-                [self._text(row, bart.config)] for row in valid.targets[:count]
+                [self._text(valid.targets[i], bart.config)] for i in chosen
             ]
         else:
-            references = [stored[i] for i in valid.rows[:count]]
+            references = [stored[i] for i in valid.rows[chosen]]
         return texts, references
 
     def _text(self, ids: Iterable[int], config: BARTConfig) -> str:

@@ -194,6 +194,16 @@ def test_the_layouts_give_the_same_rows(tmp_path):
         make(tmp_path, None, data=str(tmp_path / "stores"), source_lang="en", target_lang="fr")
 
 
+def test_some_validation_rows_are_spread_over_the_file(tmp_path):
+    """A file may be in the order of its texts' lengths."""
+    rows = "".join(f"{'a' * (i + 1)}\t{'b' * (i + 1)}\n" for i in range(11))
+    task = make(tmp_path, valid="source\ttarget\n" + rows, eval_bleu=True, eval_rows=3)
+    task.encode(ENCODER, MODEL)
+    bart = BART(MODEL)
+    _, references = task.hypotheses(bart, {"model": bart.init(jax.random.key(0))})
+    assert [len(text) for (text,) in references] == [1, 6, 11]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
