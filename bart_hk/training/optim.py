@@ -136,8 +136,7 @@ def _polynomial_decay(config: PolynomialDecayConfig, lr: float, total: int) -> S
     if warmup is None:
         warmup = round(config.warmup_ratio * total)
     end, power = config.end_learning_rate, config.power
-    if warmup >= total:
-        raise ValueError(f"lr_scheduler.warmup_updates={warmup} must be below the {total} updates")
+    _check_warmup(warmup, total)
 
     def rate(n: Any) -> Any:
         left = jnp.clip(1 - (n - warmup) / (total - warmup), 0.0, 1.0)
@@ -145,6 +144,11 @@ def _polynomial_decay(config: PolynomialDecayConfig, lr: float, total: int) -> S
         return jnp.where(n <= warmup, lr * n / warmup, decayed) if warmup else decayed
 
     return rate
+
+
+def _check_warmup(warmup: int, total: int) -> None:
+    if warmup >= total:
+        raise ValueError(f"lr_scheduler.warmup_updates={warmup} must be below the {total} updates")
 
 
 def _inverse_sqrt(config: InverseSqrtConfig, lr: float) -> Schedule:
@@ -162,12 +166,15 @@ def _inverse_sqrt(config: InverseSqrtConfig, lr: float) -> Schedule:
 
 def _cosine(config: CosineConfig, lr: float, total: int) -> Schedule:
     warmup, mult = config.warmup_updates, config.t_mult
-    period = config.lr_period_updates if config.lr_period_updates > 0 else total - warmup
+    period = config.lr_period_updates
     if period <= 0:
-        raise ValueError(
-            "lr_scheduler.cosine needs a period: set optimization.max_update, "
-            "optimization.max_epoch or lr_scheduler.lr_period_updates"
-        )
+        if total < 1:
+            raise ValueError(
+                "lr_scheduler.cosine needs a period: set optimization.max_update, "
+                "optimization.max_epoch or lr_scheduler.lr_period_updates"
+            )
+        _check_warmup(warmup, total)
+        period = total - warmup
     low = min(config.min_lr, lr)
     start = config.warmup_init_lr if config.warmup_init_lr >= 0 else low
 

@@ -113,17 +113,22 @@ def test_schedules_that_end_with_the_run_take_its_length():
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("config", "total", "message"),
     [
-        (optim.PolynomialDecayConfig(), "polynomial_decay needs an end"),
-        (optim.PolynomialDecayConfig(warmup_updates=9, total_num_update=9), "must be below the 9"),
-        (optim.CosineConfig(), "cosine needs a period"),
-        (optim.InverseSqrtConfig(warmup_updates=0), "must be at least 1"),
+        (optim.PolynomialDecayConfig(), 0, "polynomial_decay needs an end"),
+        (
+            optim.PolynomialDecayConfig(warmup_updates=9, total_num_update=9),
+            0,
+            "must be below the 9",
+        ),
+        (optim.CosineConfig(), 0, "cosine needs a period"),
+        (optim.CosineConfig(warmup_updates=9), 9, "warmup_updates=9 must be below the 9 updates"),
+        (optim.InverseSqrtConfig(warmup_updates=0), 0, "must be at least 1"),
     ],
 )
-def test_contradictions_in_schedules(config, message):
+def test_contradictions_in_schedules(config, total, message):
     with pytest.raises(ValueError, match=message):
-        optim.schedule(config, 1.0, total=0)
+        optim.schedule(config, 1.0, total=total)
 
 
 def test_the_first_update_of_a_warm_up_changes_nothing():
