@@ -59,13 +59,18 @@ class AttentiveBART(TextBART):
 
         Args:
             source: a text, or ids [S] as `encode` gives them.
-            target: what the decoder writes, likewise; default: the source. The decoder reads it
-                with its last token in front, as in training.
+            target: what the decoder writes, likewise; default: the source, which is the one text
+                of a model of one stack. The decoder reads it with its last token in front, as in
+                training.
 
         Raises:
-            ValueError: it has more tokens than the model has positions, or none.
+            ValueError: a text has more tokens than the model has positions, or none; or there is
+                a target, and one stack.
         """
         self._check_one_vocabulary("attention")
+        if target is not None:
+            for side in ("encoder", "decoder"):
+                self.config.require(side, "attention between a source and a target")
         rows = [self._ids_of(source)]
         rows.append(rows[0] if target is None else self._ids_of(target))
         padded = []

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import bart_hk
+from bart_hk.cli.plot_attention import draw
 from bart_hk.config import BARTConfig
 from bart_hk.hub import BARTHubInterface
 from bart_hk.text import train_characters
@@ -122,6 +123,13 @@ def test_attention_is_that_of_the_stack_there_is(reader, writer):
     assert read.encoder.shape == (2, 2, 4, 4) and not read.decoder.size and not read.cross.size
     assert written.decoder.shape == (2, 2, 4, 4) and not written.encoder.size
     np.testing.assert_allclose(written.decoder.sum(-1), 1, rtol=1e-5)
+    for model, kind in ((reader, "encoder"), (writer, "decoder")):
+        found = model.attention("so")
+        shown = [model.token_labels(ids) for ids in (found.src_tokens, found.prev_output_tokens)]
+        titles = [axes.get_title() for axes in draw(found, *shown, "one stack").axes]
+        assert titles == [f"{kind}, layer 0", f"{kind}, layer 1"]
+        with pytest.raises(ValueError, match=f"a source and a target.*flavour={kind}_only"):
+            model.attention("so", "what")
 
 
 READS, WRITES = "flavour=encoder_only", "flavour=decoder_only"
