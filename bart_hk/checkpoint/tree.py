@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bart_hk.checkpoint.files import aligned
+from bart_hk.checkpoint.files import DTYPE_CODES, aligned
 from bart_hk.config import BARTConfig, Flavour, LatentPooling
 from bart_hk.torch_format import give_back, mapped_file
 
@@ -117,6 +117,9 @@ def check_parameters(params: Mapping[str, Mapping[str, Any]], config: BARTConfig
             found = tuple(np.shape(params[path][name]))
             if found != shape:
                 raise ValueError(f"{path}/{name} has shape {found}; the config asks for {shape}")
+            dtype = getattr(params[path][name], "dtype", None)
+            if dtype not in DTYPE_CODES:
+                raise ValueError(f"{path}/{name} has dtype {dtype}; parameters are floats")
     for path, given in params.items():
         for name in given:
             if name not in expected.get(path, {}):

@@ -134,6 +134,10 @@ class Weights:
                 f"{file.path}: {stored} has shape {found}; the config asks for {shape}"
             )
         array = file.read(stored)
+        if array.dtype not in files.DTYPE_CODES:
+            raise ValueError(
+                f"{file.path}: {stored} has dtype {array.dtype}; a model's tensors are floats"
+            )
         if self._dtype is None or array.dtype == self._dtype:
             return array
         converted = array.astype(self._dtype)

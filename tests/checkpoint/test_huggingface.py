@@ -451,6 +451,11 @@ def put(name, array):
             r"model\.encoder\.layers\.1\.fc1\.weight has shape \(24, 15\); .* asks for \(24, 16\)",
         ),
         (
+            put("model.encoder.layers.1.fc1.weight", np.zeros((24, 16), np.int32)),
+            {},
+            r"encoder\.layers\.1\.fc1\.weight has dtype int32; a model's tensors are floats",
+        ),
+        (
             lambda t: t,
             {"max_position_embeddings": 12},
             r"encoder\.embed_positions\.weight has shape \(16, 16\); .* asks for \(14, 16\)",

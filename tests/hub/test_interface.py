@@ -295,6 +295,10 @@ def test_params_that_do_not_fit_are_refused(bart):
     wrong["encoder/layers_0/fc1"]["w"] = np.zeros((3, 3), np.float32)
     with pytest.raises(ValueError, match=r"encoder/layers_0/fc1.*\(3, 3\).*\(16, 24\)"):
         bart.params = wrong
+    integers = bart.params
+    integers["encoder/layers_0/fc1"]["w"] = np.zeros((16, 24), np.int32)
+    with pytest.raises(ValueError, match="fc1/w has dtype int32; parameters are floats"):
+        bart.params = integers
     headless = {path: x for path, x in good.items() if "heads" not in path}
     with pytest.raises(ValueError, match=r"have the heads \[\], the model \['a'\]"):
         bart.params = headless

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import sentencepiece
 
+import bart_hk
+from bart_hk.data.readers import read_examples
 from bart_hk.text import Dictionary, SentencePieceBPE, TextEncoder, train_bpe
 
+REVIEWS = Path(bart_hk.__file__).parent / "data" / "sentence_polarity" / "train.tsv.gz"
 SENTENCES = Path(__file__).parent.parent / "goldens" / "inputs" / "sentences.txt"
 
 
@@ -76,7 +79,9 @@ def encoders(sentences: list[str]) -> dict[str, TextEncoder]:
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    return [*SENTENCES.read_text(encoding="utf-8").splitlines(), "", "  a  b ", *hard_texts(300)]
+    sentences = SENTENCES.read_text(encoding="utf-8").splitlines()
+    reviews = [text for (text,) in read_examples(REVIEWS).texts[:3000]]
+    return [*sentences, "", "  a  b ", *reviews, *hard_texts(300)]
 
 
 @pytest.fixture(scope="module")
