@@ -19,6 +19,7 @@ from bart_hk.checkpoint import files, tree
 from bart_hk.checkpoint.flax import FLAX_WEIGHTS, flax_lacks, flax_tensors
 from bart_hk.checkpoint.huggingface_config import (
     GENERATION_IDS,
+    SEARCH,
     beyond_json,
     config_from_json,
     config_to_json,
@@ -161,7 +162,9 @@ def _read_model(directory: Path, dtype: Any, place: Place | None) -> ModelFiles:
     _check_unused(weights, used)
     more = {key: value for key, value in extras.items() if key not in _OWN_EXTRAS}
     not_settings = {*GENERATION_IDS, "_from_model_config", "transformers_version"}
-    others = {k: v for k, v in (generation or {}).items() if k not in not_settings}
+    others = {name: content[name] for name in SEARCH if name in content}
+    if generation is not None:
+        others = {k: v for k, v in generation.items() if k not in not_settings}
     if others:
         more[_OTHER_GENERATION] = others
     if content.get("model_type") == "plbart":

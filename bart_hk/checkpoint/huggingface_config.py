@@ -49,6 +49,23 @@ GENERATION_IDS = (
     "forced_bos_token_id",
     "forced_eos_token_id",
 )
+# What a search is to be like, which a config.json says where there is no generation_config.json.
+SEARCH = (
+    "num_beams",
+    "num_beam_groups",
+    "num_return_sequences",
+    "max_length",
+    "min_length",
+    "length_penalty",
+    "diversity_penalty",
+    "no_repeat_ngram_size",
+    "repetition_penalty",
+    "early_stopping",
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+)
 
 
 def config_from_json(

@@ -23,9 +23,13 @@ import numpy as np
 from bart_hk.checkpoint import files
 from bart_hk.cli import commands, judging, judging_parts
 from bart_hk.cli.judging_parts import TASKS
-from bart_hk.cli.option_flags import add_option_flags
+from bart_hk.cli.option_flags import (
+    PRESET_HELP,
+    PRESET_NAMES,
+    add_option_flags,
+    preset_options,
+)
 from bart_hk.generation.options import GenerationOptions
-from bart_hk.generation.presets import PRESETS
 from bart_hk.hub import BARTHubInterface, load
 from bart_hk.tasks import text_metrics
 from bart_hk.tasks.bootstrap import intervals
@@ -64,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     texts.add_argument(
         "--metrics", nargs="+", choices=text_metrics.NAMES, default=list(text_metrics.NAMES)
     )
-    texts.add_argument("--preset", choices=PRESETS, help="a paper's options")
+    texts.add_argument("--preset", choices=PRESET_NAMES, help=PRESET_HELP)
     add_option_flags(parser.add_argument_group("search"), leave_out=_LEFT_OUT)
     return parser
 
@@ -82,11 +86,11 @@ def evaluate(arguments: argparse.Namespace) -> list[str]:
     output = arguments.output or Path(f"evaluation-{arguments.data.name.partition('.')[0]}")
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output {output} is a file; name a folder")
-    options = _options(arguments)
+    _options(arguments)  # are well, before anything is loaded
     if not arguments.data.is_file():
         raise ValueError(f"{arguments.data} does not exist")
     bart = load(arguments.model, dtype=arguments.dtype)
-    judged = _judged(bart, arguments, glue, options)
+    judged = _judged(bart, arguments, glue, _options(arguments, bart))
     found = judged.metrics(np.arange(judged.rows))
     ends = intervals(judged.metrics, judged.rows, arguments.samples, seed=arguments.seed)
     figure = None
@@ -176,12 +180,12 @@ def _head(bart: BARTHubInterface, arguments: argparse.Namespace) -> str | None:
     return judging.head_name(bart, arguments.head, ", or --texts")
 
 
-def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+def _options(arguments: argparse.Namespace, bart: Any = None) -> dict[str, Any]:
     names = GenerationOptions.__dataclass_fields__
     given = {name: value for name, value in vars(arguments).items() if name in names}
     given.pop("seed", None)  # the bootstrap's
-    options = {**PRESETS.get(arguments.preset or "", {}), **given}
-    GenerationOptions.from_kwargs(**options)  # are well
+    options = {**preset_options(arguments.preset, bart), **given}
+    GenerationOptions.from_kwargs(**options)
     return options
 
 

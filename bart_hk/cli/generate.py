@@ -26,13 +26,12 @@ from tqdm import tqdm
 
 from bart_hk.cli.inputs import COLUMNS, Format, Item, lines_of, open_lines, read_items
 from bart_hk.cli.item_generator import DTYPES, ItemGenerator
-from bart_hk.cli.option_flags import add_option_flags
+from bart_hk.cli.option_flags import PRESET_HELP, PRESET_NAMES, add_option_flags, preset_options
 from bart_hk.cli.outputs import FORMATS
 from bart_hk.cli.unfinished import Unfinished
 from bart_hk.generation.lists import BATCH_SIZE, MAX_TOKENS
 from bart_hk.generation.options import GenerationOptions
 from bart_hk.generation.other_names import instead_of
-from bart_hk.generation.presets import PRESETS
 from bart_hk.tasks.text_metrics import NAMES, TextMetrics
 
 _PROGRAM = "bart-hk-generate"
@@ -70,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", choices=DTYPES, default="fp32")
     add("--output", metavar="FILE", help="the file to write, which must be new; else standard out")
     add("--format", choices=FORMATS, default="fairseq", help="of the output (default fairseq)")
-    add("--preset", choices=PRESETS, help="fairseq's options for the summaries of its papers")
+    add("--preset", choices=PRESET_NAMES, help=PRESET_HELP)
     group = parser.add_argument_group("inputs")
     add = group.add_argument
     columns = "tab-separated: source,target,prefix,constraints; by default a line is a source, of a"
@@ -126,7 +125,7 @@ class _Job:
             parser.error(_about_unknown(unknown[0], parser))
         names = {field.name for field in dataclasses.fields(GenerationOptions)} - {"nbest"}
         asked = {name: value for name, value in vars(arguments).items() if name in names}
-        options = {**PRESETS.get(arguments.preset, {}), **asked}
+        options = {**preset_options(arguments.preset), **asked}
         if arguments.nbest < 1:
             raise ValueError(f"--nbest must be at least 1, not {arguments.nbest}")
         if options.get("sampling"):
@@ -149,9 +148,27 @@ class _Job:
             )
         if arguments.prefix_size < 0:
             raise ValueError(f"--prefix-size must be at least 0, not {arguments.prefix_size}")
+        if "print_alignment" in options and arguments.format == "text":
+            raise ValueError(
+                "--print-alignment has no meaning with --format text, which has no place for it; "
+                "take fairseq or jsonl"
+            )
         if arguments.replace_unk is not None and options.get("print_alignment") == "soft":
             raise ValueError("--replace-unk needs hard alignments, not --print-alignment soft")
-        return cls(arguments, options)
+        job = cls(arguments, options)
+        line_format = job.format()
+        has_targets = line_format.json or "target" in line_format.columns
+        if arguments.references is not None and "target" in line_format.columns:
+            raise ValueError(
+                f"--references {arguments.references} and the column target of the input both say "
+                "what is right; give one"
+            )
+        if set(arguments.metrics or ()) - {"none"} and not has_targets and not arguments.references:
+            raise ValueError(
+                f"--metrics {' '.join(arguments.metrics)} compare with references, and there are "
+                "none; give --references FILE or a column target"
+            )
+        return job
 
     @property
     def input(self) -> Path | None:
@@ -221,7 +238,6 @@ def generate(job: _Job) -> None:
         ValueError, OSError, ImportError: it cannot be done; the message is one line.
     """
     arguments = job.arguments
-    job.format()
     described = {}
     # A pipe can be read only once, whatever its name.
     if job.input is not None and (job.input.is_file() or not job.input.exists()):

@@ -184,6 +184,10 @@ def read_items(
             reference, _ = next(others, (None, ""))
             if reference is None:
                 raise ValueError(f"{where}: the references end before it")
+            if item.target is not None:
+                raise ValueError(
+                    f'{where}: its "target" and the references both say what is right; give one'
+                )
             item = dataclasses.replace(item, target=reference.strip())
         yield item
     if others is not None and (more := next(others, None)) is not None:

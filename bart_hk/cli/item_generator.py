@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from bart_hk.cli.inputs import Item, lines_of, open_lines
+from bart_hk.cli.option_flags import preset_options
 from bart_hk.cli.outputs import FORMATS
 from bart_hk.errors import CutTextWarning, NothingFoundWarning
 from bart_hk.generation import alignment
@@ -52,7 +53,8 @@ class ItemGenerator:
         if arguments.allowed_outputs:
             self.trie = self._trie(Path(arguments.allowed_outputs))
         self.render = FORMATS[arguments.format]
-        self.options = {**options, "nbest": arguments.nbest}
+        asked = {**preset_options(arguments.preset, self.bart), **options}
+        self.options = {**asked, "nbest": arguments.nbest}
         # `generate` has a beam of its own, before which the model's would not count.
         defaults = {"beam": GenerationOptions.beam, **self.bart.extras.get("generation", {})}
         self.options.setdefault("beam", defaults["beam"])
@@ -155,29 +157,10 @@ class ItemGenerator:
         return np.concatenate([start, ids]).astype(np.int32)
 
     def _readable(self, item: Item, hypothesis: Mapping[str, Any]) -> dict[str, Any]:
-        dictionary, eos = self.bart.text.dictionary, self.bart.config.eos_token_id
-        tokens = [int(token) for token in hypothesis["tokens"] if token != eos]
-        symbols = [dictionary[token] for token in tokens]
-        text = self.bart.decode(hypothesis["tokens"])
-        if self.arguments.replace_unk is not None and dictionary.unk_index in tokens:
-            source = [dictionary.bos_word, *self.bart.bpe.encode(item.source).split(" ")]
-            symbols = alignment.replace_unk(
-                symbols,
-                source,
-                hypothesis["alignment"],
-                unk=dictionary.unk_word,
-                translate=self._translate,
-            )
-            text = self.bart.bpe.join([s for s in symbols if s != dictionary.bos_word])
-        shown = [symbol for symbol in symbols if symbol != dictionary.bos_word]
+        source = None if self.arguments.replace_unk is None else item.source
+        text, symbols = self.bart.written(hypothesis, source, self.words)
         pairs = hypothesis["alignment"] if self.prints_alignment else ()
-        return {**hypothesis, "text": text, "symbols": " ".join(shown), "alignment": pairs}
-
-    def _translate(self, symbol: str) -> str:
-        """A symbol of the source, or what the dictionary has for its text."""
-        text = self.bart.bpe.join(["a", symbol])[1:]  # with the space that it begins with
-        word = self.words.get(text.strip())
-        return symbol if word is None else text[: len(text) - len(text.lstrip())] + word
+        return {**hypothesis, "text": text, "symbols": " ".join(symbols), "alignment": pairs}
 
 
 def _function(name: str) -> Callable[..., Any]:

@@ -7,6 +7,11 @@ import re
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from bart_hk.generation.options import GenerationOptions
+from bart_hk.generation.presets import PRESETS
+
+_MODEL = "model"
+PRESET_NAMES = (*PRESETS, _MODEL)
+PRESET_HELP = "fairseq's options for its papers' summaries, or what the model's folder asks for"
 
 
 def add_option_flags(parser: argparse._ActionsContainer, *, leave_out: tuple[str, ...]) -> None:
@@ -30,6 +35,21 @@ def add_option_flags(parser: argparse._ActionsContainer, *, leave_out: tuple[str
             help=" ".join(filter(None, about)).replace("%", "%%"),
             **_arguments(kinds[field.name]),
         )
+
+
+def preset_options(name: str | None, bart: Any = None) -> dict[str, Any]:
+    """The options of `--preset`: a paper's, or "model": what the loaded model's folder asks for.
+
+    Raises:
+        ValueError: it asks for nothing, or for something that there is no option for.
+    """
+    if name != _MODEL:
+        return dict(PRESETS[name]) if name else {}
+    if bart is None:
+        return {}
+    if not bart.generation_config:
+        raise ValueError("--preset model: its folder says nothing of searches; give the options")
+    return bart.generation_config
 
 
 def _arguments(kind: Any) -> dict[str, Any]:

@@ -149,17 +149,11 @@ class Generator:
             lm=lm,
             draw_numbers=draw_numbers,
         )
-        lengths = [len(row) for row in request.sources]
-        positions = self.bart.config.max_source_positions
-        planned = plan(lengths, positions, max_tokens, batch_size)
-        if encoder_out is not None:
-            self.bart.config.require("encoder", "encoder_out")
-            encoder_out = _checked_encoding(encoder_out, lengths, self.bart)
-            planned = _plan_encoded(encoder_out, max_tokens, batch_size)
+        encoder_out, planned = self._planned(request, encoder_out, max_tokens, batch_size)
         with_attention = attention or options.print_alignment is not None
-        results: list[list[Hypothesis]] = [[]] * len(lengths)
-        seen = [self.bart.config.attended(length) for length in lengths]
-        with tqdm(total=len(lengths), disable=not progress, unit="input") as bar:
+        results: list[list[Hypothesis]] = [[]] * len(request.sources)
+        seen = [self.bart.config.attended(len(row)) for row in request.sources]
+        with tqdm(total=len(request.sources), disable=not progress, unit="input") as bar:
             for batch, (count, width) in planned:
                 limits = request.limits(batch, count, self.bart.config.vocab_size)
                 source = self._source(request, encoder_out, batch, count, width)
@@ -191,6 +185,7 @@ class Generator:
         prefix_tokens: Any = None,
         prefix_allowed_tokens_fn: AllowedTokens | None = None,
         lm: LanguageModel | None = None,
+        encoder_out: Any = None,
     ) -> Iterator[int]:
         """The generated ids of one source, `</s>` last, each as soon as it is known.
 
@@ -219,13 +214,35 @@ class Generator:
             prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
             lm=lm,
         )
-        return self._tokens(params, request)
+        encoder_out, planned = self._planned(request, encoder_out, 1, 1)
+        return self._tokens(params, request, encoder_out, *planned)
 
-    def _tokens(self, params: Any, request: Request) -> Iterator[int]:
+    def _planned(
+        self, request: Request, encoder_out: Any, max_tokens: int, batch_size: int
+    ) -> tuple[Any, list[tuple[np.ndarray, tuple[int, int]]]]:
+        """What was encoded, checked, and the batches: their rows, and the shape they are padded to.
+
+        Raises:
+            ValueError: the bounds are no bounds, or the encoding is of something else.
+        """
         lengths = [len(row) for row in request.sources]
-        ((batch, (count, width)),) = plan(lengths, self.bart.config.max_source_positions, 1, 1)
+        if encoder_out is None:
+            positions = self.bart.config.max_source_positions
+            return None, plan(lengths, positions, max_tokens, batch_size)
+        self.bart.config.require("encoder", "encoder_out")
+        encoder_out = _checked_encoding(encoder_out, lengths, self.bart)
+        return encoder_out, _plan_encoded(encoder_out, max_tokens, batch_size)
+
+    def _tokens(
+        self,
+        params: Any,
+        request: Request,
+        encoder_out: Any,
+        planned: tuple[np.ndarray, tuple[int, int]],
+    ) -> Iterator[int]:
+        batch, (count, width) = planned
         limits = request.limits(batch, count, self.bart.config.vocab_size)
-        source = self._source(request, None, batch, count, width)
+        source = self._source(request, encoder_out, batch, count, width)
         state = self._started(params, source, 1, limits, request.rules)
         while True:
             state = self._one_step(params, state, limits, request, batch, int(state.step))

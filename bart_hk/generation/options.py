@@ -148,6 +148,7 @@ class GenerationOptions:
         needs = {
             "sampling_topk": (*samples, "penalty_alpha"),
             "sampling_topp": samples,
+            "seed": samples,
             "diverse_beam_strength": groups,
             "diversity_discount": groups,
             "diversity_candidate_multiple": groups,
@@ -157,6 +158,16 @@ class GenerationOptions:
                 raise ValueError(
                     f"{name}={getattr(self, name)} has no meaning in {method}; it goes with "
                     f"{' or '.join(users)}"
+                )
+        settled = {
+            "lenpen": self.unnormalized and "unnormalized=True",
+            "max_len_a": self.match_source_len and "match_source_len=True",
+            "max_len_b": self.match_source_len and "match_source_len=True",
+        }
+        for name, by in settled.items():
+            if by and getattr(self, name) != getattr(type(self), name):
+                raise ValueError(
+                    f"{name}={getattr(self, name)} has no meaning with {by}; leave one of them out"
                 )
         if method == "penalty_alpha" and (self.beam != 1 or self.sampling_topk < 2):
             raise ValueError(

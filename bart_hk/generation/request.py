@@ -29,6 +29,8 @@ from bart_hk.generation.options import GenerationOptions
 from bart_hk.generation.state import LanguageModel, Limits, Rules
 from bart_hk.generation.trie import Trie
 
+_MOST = np.iinfo(np.int32).max  # what one dimension of an array may have
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -275,9 +277,22 @@ def _check(
             "contrastive search (penalty_alpha) compares features, of which an ensemble has "
             "several; take one model"
         )
-    if restricted and (options.penalty_alpha or constrained):
-        other = "penalty_alpha" if options.penalty_alpha else "constraints"
-        raise ValueError(f"prefix_allowed_tokens_fn and {other} exclude each other")
+    if restricted and options.penalty_alpha:
+        raise ValueError(
+            "prefix_allowed_tokens_fn and penalty_alpha exclude each other: contrastive search "
+            "chooses among the sampling_topk most probable tokens, which may all be forbidden"
+        )
+    if restricted and constrained:
+        raise ValueError(
+            "prefix_allowed_tokens_fn and constraints exclude each other: a phrase that must come "
+            "may be forbidden; let the function allow only texts that hold the phrases"
+        )
+    continuations = options.beam * min(2 * options.beam, config.vocab_size)
+    if not options.sampling and continuations > _MOST:
+        raise ValueError(
+            f"beam={options.beam} has {continuations} continuations to choose from, more than the "
+            f"{_MOST} that can be numbered; lower beam"
+        )
 
 
 def _rules(

@@ -1,18 +1,22 @@
 """Texts from texts: the searches of `bart_hk.generation` behind the methods of fairseq's hub."""
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from bart_hk.generation import alignment
 from bart_hk.generation.lists import check_bounds, numbering
 from bart_hk.generation.options import GenerationOptions
+from bart_hk.generation.presets import options_of
 from bart_hk.generation.trie import Trie
 from bart_hk.hub.arrays import with_arrays
 from bart_hk.hub.attention import AttentiveBART
 from bart_hk.hub.streaming import text_pieces
+from bart_hk.hub.texts import as_texts
 from bart_hk.text.gpt2_bpe import GPT2BPE
 from bart_hk.text.sentencepiece import SentencePieceBPE
 
@@ -50,6 +54,19 @@ class GeneratingBART(AttentiveBART):
             "batch_size": self._batch_size if batch_size is None else batch_size,
         }
         return {name: limit for name, limit in limits.items() if limit is not None}
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        """What the model's own `generation_config.json` asks of a search, as options of ours:
+        `bart.sample(texts, **bart.generation_config)` searches as transformers does by default.
+
+        Empty where it asks for nothing. No method uses it without being told to.
+
+        Raises:
+            ValueError: it asks for something that there is no option for.
+        """
+        asked = self.extras.get("generation_config")
+        return options_of(asked) if asked else {}
 
     def generate(
         self,
@@ -154,6 +171,7 @@ class GeneratingBART(AttentiveBART):
         *,
         prefix_tokens: Any = None,
         constraints: Any = None,
+        replace_unk: bool | Mapping[str, str] = False,
         **kwargs: Any,
     ) -> Any:
         """The best hypothesis for each text, as text; a string for a string.
@@ -169,6 +187,8 @@ class GeneratingBART(AttentiveBART):
             constraints: phrases that must come up: for a string a list of strings, for a list a
                 list of them for each text. A word within a text needs its leading space, " word".
                 Ids do as well.
+            replace_unk: write what is aligned with an `<unk>` in its place; a mapping says what to
+                write for words of the source.
             **kwargs: with `nbest` of 2 and more, a list of so many texts for each input.
         """
         if isinstance(sentences, str):
@@ -179,19 +199,84 @@ class GeneratingBART(AttentiveBART):
                 verbose,
                 prefix_tokens=prefix_tokens,
                 constraints=wrapped,
+                replace_unk=replace_unk,
                 **kwargs,
             )[0]
+        sentences = list(sentences)
+        if kwargs.get("print_alignment") and not verbose:
+            raise ValueError(
+                f"print_alignment={kwargs['print_alignment']!r} has no meaning in sample, which "
+                "gives texts, unless verbose=True logs it; generate gives alignments"
+            )
+        if replace_unk is not False:
+            if kwargs.setdefault("print_alignment", "hard") != "hard":
+                raise ValueError("replace_unk needs hard alignments, not print_alignment='soft'")
         results = self.generate(
-            self.encode(list(sentences)),
+            self.encode(sentences),
             beam,
             verbose,
             prefix_tokens=self._prefix_ids(prefix_tokens),
             constraints=self._phrases(constraints),
             **{"attention": False, **kwargs},
         )
-        if kwargs.get("nbest", 0) > 1:
-            return [found and [self.decode(h["tokens"]) for h in found] for found in results]
-        return [self.decode(found[0]["tokens"]) if found else None for found in results]
+
+        def text(number: int, hypothesis: Mapping[str, Any]) -> Any:
+            source = None if replace_unk is False else sentences[number]
+            words = None if isinstance(replace_unk, bool) else replace_unk
+            return self.written(hypothesis, source, words)[0]
+
+        best = slice(None if kwargs.get("nbest", 0) > 1 else 1)
+        texts = [found and [text(i, h) for h in found[best]] for i, found in enumerate(results)]
+        return texts if best.stop is None else [found[0] if found else None for found in texts]
+
+    def written(
+        self,
+        hypothesis: Mapping[str, Any],
+        source: Any = None,
+        words: Mapping[str, str] | None = None,
+    ) -> tuple[Any, list[str]]:
+        """What a hypothesis says: its text, and its symbols without `<s>` and `</s>`.
+
+        Args:
+            hypothesis: of `generate`.
+            source: the text that was encoded, or a tuple of several. With it, and with
+                `print_alignment="hard"`, what is aligned with an `<unk>` is written in its place.
+            words: what to write for words of the source, if not the word itself.
+        """
+        dictionary, of_sources = self.text.dictionary, self.text.for_sources
+        ends = (dictionary.eos_word, dictionary.pad_word)
+        symbols = [dictionary[int(token)] for token in hypothesis["tokens"]]
+        symbols = [symbol for symbol in symbols if symbol not in ends]
+        text = self.decode(hypothesis["tokens"])
+        if source is not None and dictionary.unk_word in symbols:
+
+            def translate(symbol: str) -> str:
+                """A symbol, or what `words` has for its text, after the space it begins with."""
+                text = of_sources.bpe.join(["a", symbol])[1:]
+                word = (words or {}).get(text.strip())
+                return symbol if word is None else text[: len(text) - len(text.lstrip())] + word
+
+            symbols = alignment.replace_unk(
+                symbols,
+                self._symbols_read(source),
+                hypothesis["alignment"],
+                unk=dictionary.unk_word,
+                translate=translate,
+            )
+            text = self.bpe.join([s for s in symbols if s != dictionary.bos_word])
+        return text, [symbol for symbol in symbols if symbol != dictionary.bos_word]
+
+    def _symbols_read(self, source: Any) -> list[str]:
+        """What stands at each position of `encode(source)`, without `</s>`; the unknown as well."""
+        text, config = self.text.for_sources, self.config
+        each = [[s for s in text.bpe.encode(one).split(" ") if s] for one in as_texts(source)]
+        ids = np.asarray(self.encode(source))
+        read = [text.dictionary[i] for i in ids.tolist() if i != config.eos_token_id]
+        begin = int(ids[0] == config.bos_token_id)
+        end = len(read) - len(self.extras.get("source_suffix", []))
+        cut = sum(map(len, each)) - (end - begin)
+        each[0] = each[0][: len(each[0]) - cut]
+        return [*read[:begin], *itertools.chain.from_iterable(each), *read[end:]]
 
     def translate(self, sentences: Any, beam: int = 5, verbose: bool = False, **kwargs: Any) -> Any:
         """`sample`, with a beam of 5."""
@@ -204,6 +289,7 @@ class GeneratingBART(AttentiveBART):
         prefix_tokens: Any = None,
         prefix_allowed_tokens_fn: Any = None,
         lm: Any = None,
+        encoder_out: Any = None,
         **kwargs: Any,
     ) -> Iterator[str]:
         """The text that `sample` gives, in pieces, each as soon as it is certain.
@@ -214,7 +300,7 @@ class GeneratingBART(AttentiveBART):
         Args:
             sentence: one text.
             prefix_tokens: what the text begins with: a string, or ids with `<s>`.
-            prefix_allowed_tokens_fn, lm: as for `generate`.
+            prefix_allowed_tokens_fn, lm, encoder_out: as for `generate`.
             **kwargs: `GenerationOptions`. There is one hypothesis, so greedy search and sampling
                 alone can stream.
 
@@ -237,6 +323,7 @@ class GeneratingBART(AttentiveBART):
             prefix_tokens=prefix_tokens,
             prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
             lm=lm,
+            encoder_out=encoder_out,
         )
         held_words = 0 if isinstance(self.bpe, _GROWING) else _HELD_WORDS
         return text_pieces(ids, self.decode, held_words)

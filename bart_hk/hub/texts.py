@@ -122,10 +122,10 @@ class TextBART(LoadedBART):
             if addl_sentences:
                 raise TypeError("give pairs as a list of tuples: encode([(a, b), (c, d)])")
             return [
-                self.encode(*_texts(item), no_separator=no_separator, truncate=truncate)
+                self.encode(*as_texts(item), no_separator=no_separator, truncate=truncate)
                 for item in sentence
             ]
-        texts = _texts(sentence) + addl_sentences
+        texts = as_texts(sentence) + addl_sentences
         separator = [] if no_separator else [self.config.eos_token_id]
         parts: list[Sequence[int]] = list(self.text.for_sources.encode_batch(texts))
         suffix = self.extras.get("source_suffix", [])
@@ -184,7 +184,8 @@ class TextBART(LoadedBART):
             )
 
 
-def _texts(item: Any) -> tuple[str, ...]:
+def as_texts(item: Any) -> tuple[str, ...]:
+    """What is encoded as one row: a text, or several."""
     return (item,) if isinstance(item, str) else tuple(item)
 
 

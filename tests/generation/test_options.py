@@ -124,6 +124,16 @@ def test_a_value_out_of_range_is_refused(kwargs, message):
         ),
         ({"penalty_alpha": 0.6, "beam": 1}, "at least 2 candidates"),
         (
+            {"seed": 2},
+            "seed=2 has no meaning in beam search; it goes with sampling or",
+        ),
+        ({"unnormalized": True, "lenpen": 2.0}, "lenpen=2.0 has no meaning with unnormal"),
+        (
+            {"match_source_len": True, "max_len_b": 9},
+            "max_len_b=9 has no meaning with match_so",
+        ),
+        ({"match_source_len": True, "max_len_a": 1.0}, "max_len_a=1.0 has no meaning with match_"),
+        (
             {"sampling": True, "early_stopping": False},
             "early_stopping=False has no meaning with sam",
         ),
@@ -132,6 +142,10 @@ def test_a_value_out_of_range_is_refused(kwargs, message):
 def test_what_excludes_each_other_is_refused_with_the_reason(kwargs, message):
     with pytest.raises(ValueError, match=message):
         GenerationOptions(**kwargs)
+
+
+def test_a_length_penalty_of_one_goes_with_unnormalized():
+    GenerationOptions(unnormalized=True, lenpen=1.0)
 
 
 def test_numpys_numbers_are_numbers():

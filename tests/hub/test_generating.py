@@ -184,6 +184,18 @@ def test_what_was_encoded_need_not_be_encoded_again(shared):
     assert [r[0]["score"] for r in other] != [r[0]["score"] for r in found]
 
 
+def test_a_stream_takes_what_was_encoded(shared):
+    row = shared.encode(TEXTS[0])
+    encoded = shared.model.encode(shared.params, jnp.asarray(row)[None])
+    options = {"beam": 1, "max_len_b": 8}
+    text = "".join(shared.stream(TEXTS[0], encoder_out=encoded, **options))
+    assert text == shared.sample(TEXTS[0], **options)
+    zeros = encoded._replace(encoder_out=0 * encoded.encoder_out)
+    assert "".join(shared.stream(TEXTS[0], encoder_out=zeros, **options)) != text
+    with pytest.raises(ValueError, match="encoder_out has 5 tokens for input 0, which has 3"):
+        shared.stream("a", encoder_out=encoded, **options)
+
+
 def test_a_language_model_has_a_say(shared):
     word = shared.text.encode(" cat")[0]
 
@@ -194,6 +206,33 @@ def test_a_language_model_has_a_say(shared):
     plain = shared.sample("Hello", **SHORT)
     fused = shared.sample("Hello", lm=lm, lm_weight=2.0, **SHORT)
     assert " cat cat" in fused and " cat cat" not in plain
+
+
+def test_unknown_symbols_are_written_as_what_they_are_aligned_with(shared):
+    """The model is made to write <unk> at every step."""
+    options = {**SHORT, "unkpen": -1000.0}
+    plain = shared.sample(TEXTS, **options)
+    assert all(text.startswith("<unk><unk>") for text in plain)
+    replaced = shared.sample(TEXTS, replace_unk=True, **options)
+    for source, text in zip(TEXTS, replaced, strict=True):
+        assert text and "<unk>" not in text
+        pieces = [shared.decode([i]) for i in shared.text.encode(source)]
+        assert all(piece in pieces for piece in pieces if piece in text)
+    hypotheses = shared.generate(shared.encode(TEXTS), print_alignment="hard", **options)
+    row, best = [*shared.encode(TEXTS[2])], hypotheses[2][0]
+    aligned = {at: origin for origin, at in best["alignment"]}
+    ids = [row[aligned[at]] for at in range(1, len(best["tokens"]) - 1)]
+    assert replaced[2] == shared.decode([i for i in ids if i != 0])
+    words = {"three": "drei", "more": "mehr", "words": "Worte"}
+    translated = shared.sample(TEXTS[2], replace_unk=words, **options)
+    for word, other in words.items():
+        assert translated.count(other) == replaced[2].count(word)
+    assert any(other in translated for other in words.values())
+    assert shared.sample(TEXTS, replace_unk=True, nbest=2, **options)[2][0] == replaced[2]
+    with pytest.raises(ValueError, match="print_alignment='hard' has no meaning in sample"):
+        shared.sample("a", print_alignment="hard")
+    with pytest.raises(ValueError, match="replace_unk needs hard alignments"):
+        shared.sample("a", print_alignment="soft", replace_unk=True, verbose=True)
 
 
 def test_alignments_are_given_and_logged(shared, caplog):
