@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,63 @@ def test_lines_are_fairseqs(run, texts, model, loaded):
             expected.append(f"A-{n}\t" + " ".join(f"{s}-{t}" for s, t in h["alignment"]))
     assert lines == expected
     assert sum(line.startswith("H-") for line in lines) == 2 * len(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("flags", "options"),
+    [
+        ("--penalty-alpha 0.6 --sampling-topk 3", {"penalty_alpha": 0.6, "sampling_topk": 3}),
+        (
+            "--beam 4 --diverse-beam-groups 2 --diverse-beam-strength 0.9 --nbest 2",
+            {"beam": 4, "diverse_beam_groups": 2, "diverse_beam_strength": 0.9, "nbest": 2},
+        ),
+        (
+            "--beam 3 --no-repeat-ngram-size 2 --repetition-penalty 1.3 --early-stopping never",
+            {
+                "beam": 3,
+                "no_repeat_ngram_size": 2,
+                "repetition_penalty": 1.3,
+                "early_stopping": "never",
+            },
+        ),
+        (
+            "--sampling --sampling-topp 0.8 --temperature 1.5 --seed 5 --nbest 2",
+            {"sampling": True, "sampling_topp": 0.8, "temperature": 1.5, "seed": 5, "beam": 2},
+        ),
+    ],
+    ids=["contrastive", "groups", "beam", "samples"],
+)
+def test_flags_are_the_options_of_every_search(run, texts, model, loaded, flags, options):
+    lines = succeeded(run(texts, *flags.split(), "--max-len-b", "7", "--format", "text"))
+    bart = loaded(str(model), data_name_or_path=".", dtype="float32")
+    rows = bart.encode(TEXTS)
+    options = {"beam": 1, "nbest": options.get("beam", 1) if "seed" in options else 1} | options
+    if "seed" in options:
+        options["draw_numbers"] = range(len(rows))
+    found = bart.generate(rows, max_len_b=7, **options)
+    assert lines == [bart.decode(h["tokens"]) for row in found for h in row]
+    plain = bart.generate(rows, beam=1, max_len_b=7)
+    assert lines[0] != bart.decode(plain[0][0]["tokens"])
+
+
+def test_json_holds_targets_constraints_and_alignments(run, tmp_path):
+    line = {"source": "the cat", "target": "a cat", "constraints": [" mat", " sat"]}
+    (tmp_path / "in.jsonl").write_text(json.dumps(line) + "\n" + json.dumps({"source": "a"}))
+    arguments = ["in.jsonl", "--beam", "4", "--max-len-b", "8", "--format", "jsonl"]
+    arguments += ["--metrics", "none"]
+    for kind in ("hard", "soft"):
+        lines = succeeded(run(*arguments, "--print-alignment", kind))
+        first, second = (json.loads(line) for line in lines)
+        assert (first["target"], first["constraints"]) == (line["target"], line["constraints"])
+        assert "target" not in second and "constraints" not in second
+        (best,) = first["hypotheses"]
+        assert " mat" in best["text"] and " sat" in best["text"]
+        alignment = np.array(best["alignment"])
+        if kind == "hard":  # pairs of each token but </s>
+            assert alignment.shape == (len(best["tokens"]) - 1, 2)
+        else:
+            assert alignment.shape[0] == len(best["tokens"])
+            np.testing.assert_allclose(alignment.sum(1), 1, rtol=1e-5)
 
 
 def test_soft_alignments_are_six_decimals(run, texts):
@@ -434,6 +492,27 @@ def test_killed_at_any_moment_the_same_command_goes_on(run, texts, tmp_path, mon
         if finished and moment % 3 == 0:
             break
     assert moments > 15
+
+
+def test_a_longer_file_takes_no_more_memory(run, tmp_path):
+    """What is read and written is held a window at a time."""
+
+    def peak(lines: int) -> int:
+        """Bytes of Python's objects at most, beyond those before."""
+        name = f"{lines}.txt"
+        (tmp_path / name).write_text("".join(f"line {n % 7} {'w ' * 20}\n" for n in range(lines)))
+        tracemalloc.start()
+        try:
+            succeeded(run(name, *SHORT, "--buffer-size", "32", "--output", f"{name}.out"))
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(32)  # compiles
+    few, many = peak(96), peak(960)
+    written = (tmp_path / "960.txt.out").stat().st_size
+    assert written > 200_000
+    assert many - few < written / 4, (few, many, written)
 
 
 def test_finished_batches_are_not_generated_again(run, texts, monkeypatch):

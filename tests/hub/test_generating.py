@@ -170,6 +170,17 @@ def test_a_trie_and_its_function_agree(shared):
     assert [tokens(row) for row in asked] == [tokens(row) for row in found]
 
 
+def test_a_search_leaves_nothing_behind(shared):
+    """In fairseq the beam size of a search stays in the decoder's attention."""
+    rows = shared.encode(TEXTS)
+    before = np.asarray(shared.extract_features(collate_tokens(rows, pad_idx=1)))
+    scores = [found["positional_scores"] for found in shared.score(TEXTS, TEXTS)]
+    shared.generate(rows, beam=3, max_len_b=8)
+    np.testing.assert_array_equal(shared.extract_features(collate_tokens(rows, pad_idx=1)), before)
+    for found, score in zip(shared.score(TEXTS, TEXTS), scores, strict=True):
+        np.testing.assert_array_equal(found["positional_scores"], score)
+
+
 # --- Other inputs of a search ---------------------------------------------------------------------
 
 

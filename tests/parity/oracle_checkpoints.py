@@ -5,8 +5,9 @@ What `write.json` names is built with random weights from its `fields` and saved
 `cases.json` are opened.
 
 A case names its `directory`, `kwargs` for `BARTModel.from_pretrained`, `text`, padded `ids` (source
-and decoder input) and, as lists, `sources` to generate from. Results: `CASE.safetensors` with the
-logits and each head's, and `report.json` with what fairseq made of the folder.
+and decoder input) and, as lists, `sources` to generate from, or `masked` texts to fill. Results:
+`CASE.safetensors` with the logits and each head's, and `report.json` with what fairseq made of the
+folder.
 """
 
 import json
@@ -71,6 +72,12 @@ def main(folder: Path) -> None:
             "labels": labels.symbols[labels.nspecial :] if labels is not None else None,
             "encoded": bart.encode(case["text"]).tolist() if "text" in case else None,
             "generated": found,
+            "filled": [
+                [(text, score.item()) for text, score in row]
+                for row in (
+                    bart.fill_mask(case["masked"], **case["filling"]) if "masked" in case else []
+                )
+            ],
         }
         save_file({k: v.contiguous() for k, v in arrays.items()}, folder / f"{name}.safetensors")
     (folder / "report.json").write_text(json.dumps(report))
