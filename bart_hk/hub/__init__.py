@@ -1,5 +1,6 @@
 """The hub: `load`, `BARTModel.from_pretrained`, and what they give."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,13 @@ def load(
         local_files_only=local_files_only,
     )
     model, *others = members
+    last, eos = model.config.forced_eos_token_id, model.config.eos_token_id
+    if last not in (None, eos):
+        warnings.warn(
+            f"{name_or_path} asks for forced_eos_token_id={last} at the end of a text that is as "
+            f"long as it may be; it ends with </s> ({eos}) here, as every other text does",
+            stacklevel=2,
+        )
     return BARTHubInterface(
         model.config,
         model.params,

@@ -1,6 +1,8 @@
 """What a `generation_config.json` asks for, in our words."""
 
 import json
+import warnings
+from pathlib import Path
 
 import pytest
 
@@ -76,9 +78,8 @@ def test_what_there_is_no_option_for_is_named():
         options_of({"do_sample": True, "temperature": 0.0})
 
 
-@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
-def test_a_folders_own_options_are_there_to_be_used(tmp_path, name):
-    """In an old folder config.json says it."""
+@pytest.fixture
+def folder(tmp_path) -> Path:
     config = BARTConfig(
         encoder_embed_dim=16,
         encoder_ffn_embed_dim=16,
@@ -91,16 +92,34 @@ def test_a_folders_own_options_are_there_to_be_used(tmp_path, name):
         max_target_positions=32,
     )
     BARTHubInterface(config, random_params(config, 0.3), TextEncoder.gpt2()).save(tmp_path)
-    assert bart_hk.load(tmp_path).generation_config == {}
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+def test_a_folders_own_options_are_there_to_be_used(folder, name):
+    """In an old folder config.json says it."""
+    assert bart_hk.load(folder).generation_config == {}
     if name == "config.json":
-        (tmp_path / "generation_config.json").unlink()
+        (folder / "generation_config.json").unlink()
     asked = {"num_beams": 2, "max_length": 9, "length_penalty": 0.5}
-    content = json.loads((tmp_path / name).read_text())
-    (tmp_path / name).write_text(json.dumps({**content, **asked}))
-    bart = bart_hk.load(tmp_path)
+    content = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps({**content, **asked}))
+    bart = bart_hk.load(folder)
     options = {"beam": 2, "max_len_b": 7, "lenpen": 0.5, "early_stopping": False}
     assert bart.generation_config == options
-    bart.save(tmp_path / "again")
-    assert bart_hk.load(tmp_path / "again").generation_config == options
-    stored = json.loads((tmp_path / "again" / "generation_config.json").read_text())
+    bart.save(folder / "again")
+    assert bart_hk.load(folder / "again").generation_config == options
+    stored = json.loads((folder / "again" / "generation_config.json").read_text())
     assert asked.items() <= stored.items()
+
+
+def test_another_forced_end_is_said_to_be_none(folder):
+    content = json.loads((folder / "generation_config.json").read_text())
+    for last, said in ((2, 0), (None, 0), (7, 1)):
+        content["forced_eos_token_id"] = last
+        (folder / "generation_config.json").write_text(json.dumps(content))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            bart_hk.load(folder)
+        assert len(caught) == said
+    assert "asks for forced_eos_token_id=7 " in str(caught[0].message)
