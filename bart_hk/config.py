@@ -7,6 +7,7 @@ This is the only list of model fields. The Hydra node of the `model` group is ge
 import dataclasses
 import difflib
 import enum
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,10 +31,28 @@ class Activation(enum.StrEnum):
     laplace = "laplace"
     leaky_relu = "leaky_relu"
     relu2 = "relu2"
+    relu_squared = "relu2"  # fairseq's name for it
     relu6 = "relu6"
     sigmoid = "sigmoid"
     tanh = "tanh"
     linear = "linear"
+    prelu = "prelu"  # these two have parameters: see ACTIVATION_PARAMETERS
+    xielu = "xielu"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Activation | None":
+        return cls.__members__.get(str(value))  # another name of a member
+
+
+# Of an activation that is trained, one number for each layer under each of these names, which are
+# those of transformers, and its first value.
+ACTIVATION_PARAMETERS: dict[Activation, dict[str, float]] = {
+    Activation.prelu: {"weight": 0.25},
+    Activation.xielu: {
+        "alpha_p": math.log(math.expm1(0.8)),
+        "alpha_n": math.log(math.expm1(0.3)),
+    },
+}
 
 
 class Flavour(enum.StrEnum):
@@ -151,6 +170,11 @@ class BARTConfig:
             except ValueError:
                 known = ", ".join(a.value for a in kind)
                 raise ValueError(f"{name}={value!r} is not known; choose one of: {known}") from None
+        if self.pooler_activation_fn in ACTIVATION_PARAMETERS:
+            raise ValueError(
+                f"pooler_activation_fn={self.pooler_activation_fn} has parameters, for which a "
+                "classification head has no place; choose another"
+            )
         for name in _POSITIVE:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")

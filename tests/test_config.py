@@ -37,12 +37,15 @@ def test_config_is_frozen_and_hashable():
 
 def test_activation_may_be_a_string():
     assert BARTConfig(activation_fn="relu").activation_fn is Activation.relu  # type: ignore[arg-type]
+    fairseqs = BARTConfig(activation_fn="relu_squared")  # type: ignore[arg-type]
+    assert fairseqs.activation_fn is Activation.relu2
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"activation_fn": "gelo"}, "activation_fn='gelo' is not known.*gelu"),
+        ({"pooler_activation_fn": "prelu"}, "pooler_activation_fn=prelu has parameters, for which"),
         ({"encoder_attention_heads": 7}, "768 must be divisible by encoder_attention_heads=7"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), not 1.0"),
         ({"vocab_size": 0}, "vocab_size must be at least 1, not 0"),

@@ -17,7 +17,6 @@ from bart_hk.config import ARCHITECTURES, LATENT, OWN_ARCHITECTURES, Activation,
 # Names for the same thing that are not registered in fairseq: the model's, and the one in the
 # published mBART-50 checkpoints, which fairseq's users rename by hand.
 _ALIASES = {"bart": "bart_large", "denoising_large": "mbart_large"}
-_ACTIVATIONS = {"relu_squared": "relu2"}
 HEAD_WIDTH = 64  # of every published BART: what is assumed where nothing says
 
 _READ = (  # what the arguments say about a BART beyond its sizes
@@ -62,6 +61,7 @@ _WRITTEN_ACTIVATIONS = {
     **{name: name for name in ("relu", "gelu", "gelu_fast", "gelu_accurate", "tanh", "linear")},
     **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh"), "gelu_accurate"),
     "gelu_python": "gelu",
+    "relu2": "relu_squared",
 }
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -195,7 +195,7 @@ def _said(settings: Mapping[str, Any], base: BARTConfig) -> dict[str, Any]:
         if isinstance(default, Activation):
             if not isinstance(value, str):
                 raise ValueError(f"{name} is {_shown(value)}, which is no name of a function")
-            values[name] = _ACTIVATIONS.get(value, value)
+            values[name] = value
             continue
         kinds = (int, float) if isinstance(default, float) else (type(default),)
         if type(value) not in kinds:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_dtypes import bfloat16
 
 from bart_hk.checkpoint import files, tree
 from bart_hk.checkpoint.flax import FLAX_WEIGHTS, flax_lacks, flax_tensors
@@ -36,7 +37,7 @@ from bart_hk.checkpoint.per_head import (
 )
 from bart_hk.checkpoint.tree import Params
 from bart_hk.checkpoint.weights import LAYOUTS, WEIGHTS, Weights, float_dtype, write_weights
-from bart_hk.config import BARTConfig
+from bart_hk.config import Activation, BARTConfig
 from bart_hk.errors import CheckpointError, shown
 
 Place = Callable[[np.ndarray], Any]
@@ -63,6 +64,8 @@ _COPIES = {
     "encoder.version",
     "decoder.version",
 }
+# What transformers' xIELU stores beside its parameters, and never changes.
+_CONSTANTS = {"beta": bfloat16(0.5), "eps": bfloat16(-1e-6)}
 
 # What `read_model` and `write_model` make of bart_hk.json themselves; the rest is the caller's.
 _OWN_EXTRAS = ("format", "config", "transformers_lacks", "heads", "head", "heads_file")
@@ -159,6 +162,11 @@ def _read_model(directory: Path, dtype: Any, place: Place | None) -> ModelFiles:
         main = classifies and head == main_head
         prefix = _HEAD_PREFIX if main else f"classification_heads.{head}"
         heads[head] = _read_head(config, weights, used, prefix, about)
+    for name, constant in _constants(config).items():
+        found = weights.read(name, ()).astype(float)
+        if not np.isclose(found, float(constant), rtol=0.1, atol=0):  # float16 has few such numbers
+            raise ValueError(f"{directory}: {name} is {found}; in every xIELU it is {constant}")
+        used.add(name)
     _check_unused(weights, used)
     more = {key: value for key, value in extras.items() if key not in _OWN_EXTRAS}
     not_settings = {*GENERATION_IDS, "_from_model_config", "transformers_version"}
@@ -180,6 +188,18 @@ def _read_without_config(path: Path, dtype: Any, place: Place | None) -> ModelFi
     params = _read_params(config, weights, used, place)
     _check_unused(weights, used)
     return ModelFiles(config, params)
+
+
+def _constants(config: BARTConfig) -> dict[str, Any]:
+    """The tensors of a model that are no parameters."""
+    if config.activation_fn != Activation.xielu:
+        return {}
+    return {
+        f"{side}.layers.{i}.activation_fn.{name}": constant
+        for side in config.sides
+        for i in range(getattr(config, f"{side}_layers"))
+        for name, constant in _CONSTANTS.items()
+    }
 
 
 def _stored_name(path: str, name: str, stored: set[str]) -> str:
@@ -396,6 +416,8 @@ def stored_tensors(
                 output["final_logits_bias"] = partial(lambda a: np.asarray(a)[None], array)
             else:
                 main[f"model.{tree.torch_name(path, name)}"] = make
+    for name, constant in _constants(config).items():
+        main[f"model.{name}"] = partial(np.asarray, constant)
     if not config.share_all_embeddings and len(config.sides) == 2:
         # transformers has a third table, which nothing reads once these two are loaded.
         main["model.shared.weight"] = main["model.encoder.embed_tokens.weight"]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bart_hk.checkpoint.files import DTYPE_CODES, aligned
-from bart_hk.config import BARTConfig, Flavour, LatentPooling
+from bart_hk.config import ACTIVATION_PARAMETERS, BARTConfig, Flavour, LatentPooling
 from bart_hk.torch_format import give_back, mapped_file
 
 Shapes = dict[str, dict[str, tuple[int, ...]]]
@@ -88,6 +88,8 @@ def parameter_shapes(config: BARTConfig) -> Shapes:
                 attention(f"{layer}/encoder_attn", config.attention_dim(side))
             linear(f"{layer}/fc1", width, inner)
             linear(f"{layer}/fc2", inner, width)
+            if own := ACTIVATION_PARAMETERS.get(config.activation_fn):
+                shapes[f"{layer}/activation_fn"] = dict.fromkeys(own, (1,))
             layer_norm(f"{layer}/final_layer_norm")
         if pre_norm:
             layer_norm(f"{side}/layer_norm")
@@ -170,7 +172,8 @@ def place_mapped(array: Any, place: Callable[[Any], Any]) -> Any:
 
 def torch_name(path: str, name: str) -> str:
     """`encoder/layers_0/fc1`, `w` -> `encoder.layers.0.fc1.weight`."""
-    return f"{re.sub(r'/layers_', '/layers/', path).replace('/', '.')}.{_TORCH_LEAVES[name]}"
+    module = re.sub(r"/layers_", "/layers/", path).replace("/", ".")
+    return f"{module}.{_TORCH_LEAVES.get(name, name)}"
 
 
 def to_torch(name: str, array: Any) -> np.ndarray:

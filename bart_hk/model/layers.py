@@ -16,6 +16,7 @@ What they compute is float32, whatever the dtype of the weights.
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import haiku as hk
 import jax
@@ -23,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bart_hk import kernels
-from bart_hk.config import Activation
+from bart_hk.config import ACTIVATION_PARAMETERS, Activation
 
 _EXACT_GELU = ("gelu", "gelu_python")
 _TANH_GELU = ("gelu_fast", "gelu_accurate", "gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh")
@@ -39,7 +40,17 @@ def _laplace(x: jax.Array, mu: float = 0.707107, sigma: float = 0.282095) -> jax
     return 0.5 * (1.0 + jax.lax.erf((x - mu) / (sigma * math.sqrt(2.0))))
 
 
-_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+def _xielu(x: jax.Array, alpha_p: jax.Array, alpha_n: jax.Array) -> jax.Array:
+    # Huang and Schlag 2024. transformers has these numbers in bfloat16, whatever the model is in.
+    def short(number: Any) -> jax.Array:
+        return jnp.asarray(number).astype(jnp.bfloat16).astype(jnp.float32)
+
+    alpha_p, alpha_n = (short(jax.nn.softplus(short(a))) for a in (alpha_p, alpha_n))
+    negative = (jnp.expm1(jnp.minimum(x, short(-1e-6))) - x) * short(0.5 + alpha_n)
+    return jnp.where(x > 0, alpha_p * x * x, negative) + 0.5 * x
+
+
+_ACTIVATIONS: dict[str, Callable[..., jax.Array]] = {
     "relu": jax.nn.relu,
     **dict.fromkeys(_EXACT_GELU, _gelu),
     "gelu_10": lambda x: jnp.clip(_gelu(x), -10.0, 10.0),
@@ -54,13 +65,24 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "sigmoid": jax.nn.sigmoid,
     "tanh": jnp.tanh,
     "linear": lambda x: x,
+    "prelu": lambda x, weight: jnp.where(x < 0, weight * x, x),
+    "xielu": _xielu,
     **{name: lambda x: jax.nn.gelu(x, approximate=True) for name in _TANH_GELU},
 }
 
 
 def activate(x: jax.Array, name: Activation) -> jax.Array:
-    """`x` through the named activation, in float32 and back (as fairseq's gelu does for fp16)."""
-    return _ACTIVATIONS[name](x.astype(jnp.float32)).astype(x.dtype)
+    """`x` through the named activation, in float32 and back (as fairseq's gelu does for fp16).
+
+    One that has parameters has them at `activation_fn`, [1] each.
+    """
+    own = {}
+    if name in ACTIVATION_PARAMETERS:
+        with hk.name_scope("activation_fn"):
+            for parameter, first in ACTIVATION_PARAMETERS[name].items():
+                constant = hk.initializers.Constant(first)
+                own[parameter] = hk.get_parameter(parameter, (1,), jnp.float32, constant)
+    return _ACTIVATIONS[name](x.astype(jnp.float32), **own).astype(x.dtype)
 
 
 def compute_in(dtype: jnp.dtype) -> AbstractContextManager[None]:

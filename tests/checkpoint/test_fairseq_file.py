@@ -543,16 +543,18 @@ def test_a_state_comes_back_bit_for_bit(tmp_path, real, name):
     assert again.config == model.config
 
 
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "activation"), [(np.float16, "gelu_new"), (ml_dtypes.bfloat16, "relu2")]
+)
 def test_everything_about_a_model_comes_back(
-    tmp_path, small, text, random_params, random_head, assert_equal, dtype
+    tmp_path, small, text, random_params, random_head, assert_equal, dtype, activation
 ):
     config = small(
         vocab_size=len(text.dictionary),
         max_target_positions=30,
         decoder_start_token_id=0,
         forced_bos_token_id=None,
-        activation_fn="gelu_new",  # fairseq calls it gelu_accurate
+        activation_fn=activation,  # fairseq calls them gelu_accurate and relu_squared
         unk_token_id=None,
         pooler_dropout=0.2,
     )
@@ -604,6 +606,7 @@ def test_what_fairseq_cannot_express_is_refused(tmp_path, small, text, random_pa
     refused = [
         (small(final_logits_bias=True), "no bias on the logits"),
         (small(activation_fn="silu"), "activation_fn=silu is none of fairseq's"),
+        (small(activation_fn="prelu"), "activation_fn=prelu is none of fairseq's"),
         (small(pad_token_id=0, bos_token_id=1), "dictionaries begin with <s> <pad> </s> <unk>"),
     ]
     for config, message in refused:

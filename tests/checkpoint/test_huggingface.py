@@ -29,6 +29,8 @@ COMMON = {
     "tied_output": {"share_all_embeddings": False},
     "bias": {"final_logits_bias": True},
     "pooler": {"pooler_activation_fn": "relu", "activation_fn": "gelu_10"},
+    "prelu": {"activation_fn": "prelu"},
+    "xielu": {"activation_fn": "xielu"},
 }
 OURS_ALONE = {
     "layernorm_embedding": {"layernorm_embedding": False},
@@ -491,6 +493,18 @@ def test_misfits_are_named_in_one_line(foreign, change, content, message):
     with pytest.raises(ValueError, match=message) as caught:
         read_model(directory)
     assert str(directory) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_activation_of_other_constants_is_refused(tmp_path, small, random_params):
+    config = small(activation_fn="xielu")
+    write_model(tmp_path, config, random_params(config))
+    read_model(tmp_path, "float16")
+    name = "model.decoder.layers.0.activation_fn.beta"
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert tensors[name].dtype == bfloat16 and tensors[name] == 0.5
+    save_file({**tensors, name: np.asarray(0.7, np.float32)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"activation_fn\.beta is 0\.69\S+; in every xIELU it is"):
+        read_model(tmp_path)
 
 
 def test_a_vocabulary_that_does_not_fit_an_untied_model(foreign):

@@ -24,6 +24,8 @@ VARIANTS = [
     {"source_encoder_layers": 2, "source_vocab_size": 31},
     {"encoder_learned_pos": False},
     {"encoder_learned_pos": False, "decoder_learned_pos": False},
+    {"activation_fn": "prelu"},
+    {"activation_fn": "xielu"},
 ]
 
 

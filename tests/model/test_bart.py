@@ -36,8 +36,10 @@ VARIANTS = {
         final_logits_bias=True,
         layernorm_embedding=False,
     ),
-    "wide_heads": TINY.replace(attention_head_dim=6),
-    "sinusoidal": TINY.replace(encoder_learned_pos=False, decoder_learned_pos=False),
+    "wide_heads": TINY.replace(attention_head_dim=6, activation_fn="xielu"),
+    "sinusoidal": TINY.replace(
+        encoder_learned_pos=False, decoder_learned_pos=False, activation_fn="prelu"
+    ),
     "pad0": TINY.replace(
         pad_token_id=0,
         bos_token_id=3,

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -206,7 +207,7 @@ def test_activation_functions(golden: Any, framework: str) -> None:
     recorded = golden("model/small.json")["activations"]
     x = jnp.asarray(recorded["x"])
     for name, expected in recorded[framework].items():
-        ours = activate(x, Activation(name))
+        ours = hk.testing.transform_and_run(lambda n=name: activate(x, Activation(n)))()
         np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6, err_msg=name)
     if framework == "transformers":
         assert set(recorded["transformers"]) == {a.value for a in Activation}

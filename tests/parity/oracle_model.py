@@ -24,6 +24,7 @@ def open_with_transformers(directory: Path) -> tuple[Any, dict[str, Any]]:
     said: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    handler.addFilter(lambda record: "CUDA-fused xIELU" not in record.getMessage())
     logger = logging.getLogger("transformers")
     logger.addHandler(handler)
     architecture = json.loads((directory / "config.json").read_text())["architectures"][0]

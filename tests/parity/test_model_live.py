@@ -36,11 +36,12 @@ EXPRESSIBLE: dict[str, dict[str, Any]] = {
     "post_norm": {},
     "mbart": {**PRE_NORM, "no_scale_embedding": False},
     "pad_0": {"pad_token_id": 0, "bos_token_id": 51, "eos_token_id": 52, "unk_token_id": None},
-    "untied": UNTIED,
-    "tied_output": {"share_all_embeddings": False},
-    "bias": {"final_logits_bias": True},
+    "untied": {**UNTIED, "activation_fn": "prelu"},
+    "tied_output": {"share_all_embeddings": False, "activation_fn": "relu_squared"},
+    "bias": {"final_logits_bias": True, "activation_fn": "swish"},
     "relu": {"activation_fn": "relu"},
     "gelu_fast": {"activation_fn": "gelu_fast"},
+    "xielu": {"activation_fn": "xielu"},
     "bfloat16": {},
 }
 INEXPRESSIBLE: dict[str, dict[str, Any]] = {
@@ -189,7 +190,7 @@ def test_fairseq_loads_what_we_write(oracle, tmp_path):
         "pre_norm": {**PRE_NORM, "no_scale_embedding": False},
         "half_pre_norm": {"decoder_normalize_before": True, "layernorm_embedding": False},
         "untied": UNTIED,
-        "tied_output": {"share_all_embeddings": False},
+        "tied_output": {"share_all_embeddings": False, "activation_fn": "relu_squared"},
         "long_source": {"max_source_positions": 30, "activation_fn": "tanh"},
     }
     cases, expected = {}, {}
@@ -198,7 +199,8 @@ def test_fairseq_loads_what_we_write(oracle, tmp_path):
         params = random_params(config, 0.3)
         ids = random_ids(config, [9, 4, 7], 8)
         write_state(tmp_path / f"{name}.state", params, config)
-        cases[name] = case_of(ids, state=f"{name}.state", fields=dataclasses.asdict(config))
+        fields = dataclasses.asdict(config) | changes  # which fairseq's names are in
+        cases[name] = case_of(ids, state=f"{name}.state", fields=fields)
         expected[name] = our_logits(config, params, ids)
     (tmp_path / "cases.json").write_text(json.dumps(cases))
     oracle("oracle_model.py", tmp_path)

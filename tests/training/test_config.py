@@ -34,6 +34,11 @@ def test_every_form_of_a_config_is_taken():
     assert complete(OmegaConf.create(given)) == complete(config) == config
 
 
+def test_fairseqs_name_of_an_activation():
+    config = complete({"model": {"activation_fn": "relu_squared"}})
+    assert config.model.activation_fn == "relu2"
+
+
 def test_fairseqs_pair_of_betas():
     assert complete({"optimizer": {"adam_betas": "(0.9,0.98)"}}).optimizer.adam_betas == [0.9, 0.98]
 

@@ -216,14 +216,15 @@ def record_transformers(
 
 
 def record_activations() -> dict[str, Any]:
-    """Every activation function of either framework that BARTConfig names, over a grid."""
+    """Every activation function of either framework, as it begins, over a grid."""
     x = torch.linspace(-12.0, 12.0, 49)
-    names = sorted(set(ACT2FN) - {"prelu", "xielu"})  # these two have parameters
-    fairseq_names = sorted(utils.get_available_activation_fns())
+    available = sorted({*utils.get_available_activation_fns(), "relu_squared"})
+    functions = {n: utils.get_activation_fn(n) for n in available}
+    functions["swish"] = utils.get_activation_fn("swish")()  # a class, which its BART cannot call
     return {
         "x": x.tolist(),
-        "fairseq": {n: utils.get_activation_fn(n)(x).tolist() for n in fairseq_names},
-        "transformers": {n: ACT2FN[n](x).tolist() for n in names},
+        "fairseq": {n: function(x).tolist() for n, function in functions.items()},
+        "transformers": {n: ACT2FN[n](x).tolist() for n in sorted(ACT2FN)},
     }
 
 
