@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from bart_hk.checkpoint import tree
+from bart_hk.checkpoint.files import DTYPE_CODES
 from bart_hk.checkpoint.tree import Params
 from bart_hk.config import BARTConfig
 
@@ -132,7 +133,8 @@ def from_fairseq(state: Mapping[str, Any], config: BARTConfig) -> tuple[Params, 
     one counts that fairseq, which loads them one after the other, is left with.
 
     Raises:
-        ValueError: a tensor is missing, has the wrong shape, or has no place in this config.
+        ValueError: a tensor is missing, has the wrong shape or no floats, or has no place in this
+            config.
     """
     params: Params = {}
     tied = {
@@ -169,6 +171,9 @@ def from_fairseq(state: Mapping[str, Any], config: BARTConfig) -> tuple[Params, 
     unused = sorted(n for n in state if n not in used and not _NOT_WEIGHTS.fullmatch(n))
     if unused:
         raise ValueError(f"the fairseq state holds {unused[0]}, for which this config has no place")
+    for name in sorted(used & state.keys()):
+        if (dtype := np.asarray(state[name]).dtype) not in DTYPE_CODES:
+            raise ValueError(f"{name} has dtype {dtype}; a model's tensors are floats")
     return params, {name: _head(name, tensors, config) for name, tensors in leaves_of.items()}
 
 

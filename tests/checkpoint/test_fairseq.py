@@ -80,6 +80,10 @@ def test_misfits_are_named(real_state):
         from_fairseq(state, config.replace(encoder_layers=1))
     with pytest.raises(ValueError, match=r"fc1\.weight has shape \(24, 16\); .* \(16, 32\)"):
         from_fairseq(state, config.replace(encoder_ffn_embed_dim=32))
+    for name in ("decoder.embed_positions.weight", "classification_heads.mood.dense.bias"):
+        integers = {**state, name: state[name].astype(np.int64)}
+        with pytest.raises(ValueError, match=f"{name} has dtype int64; a model's tensors are fl"):
+            from_fairseq(integers, config)
 
 
 def test_what_fairseq_has_not_is_refused(small, random_params):
