@@ -94,7 +94,8 @@ class Rows:
     """Token ids as the hub takes them: one 1-D array, a padded [B, S], or a list of 1-D arrays.
 
     Attributes:
-        rows: int32 1-D arrays; a padded array's rows are without the padding on their right.
+        rows: int32 1-D arrays, without the padding at their ends. (fairseq takes padding on the
+            right, and on the left computes something else; here both are as if it was not there.)
     """
 
     def __init__(self, tokens: Any, pad: int, vocab_size: int) -> None:
@@ -108,40 +109,38 @@ class Rows:
             raise TypeError("this takes token ids, not text; call encode(text) first")
         if isinstance(tokens, (list, tuple)) and not tokens:
             raise ValueError("empty batch: give at least one row of token ids")
-        is_list = isinstance(tokens, (list, tuple)) and any(np.ndim(t) for t in tokens)
-        arrays = list(tokens) if is_list else [np.asarray(tokens)]
-        self._matrix_shape: tuple[int, ...] | None = None
-        self._single = not is_list and arrays[0].ndim == 1
-        if not is_list and arrays[0].ndim == 2:
-            self._matrix_shape = arrays[0].shape
-            arrays = [row[: _length(row, pad)] for row in arrays[0]]
+        self._is_list = isinstance(tokens, (list, tuple)) and any(np.ndim(t) for t in tokens)
+        arrays = list(tokens) if self._is_list else [np.asarray(tokens)]
+        if not self._is_list and arrays[0].ndim == 2:
+            arrays = list(arrays[0])
         if not arrays:
             raise ValueError("empty batch: give at least one row of token ids")
-        self.rows = [_ids(row, i, vocab_size) for i, row in enumerate(arrays)]
+        padded = [_ids(row, i, vocab_size) for i, row in enumerate(arrays)]
+        self._lengths = [len(row) for row in padded]
+        self._spans = [_span(row, pad) for row in padded]
+        self.rows = [row[span] for row, span in zip(padded, self._spans, strict=True)]
 
     def like_input(self, results: list[np.ndarray]) -> Any:
         """Per-row results [T_i, ...] as fairseq shapes them for this kind of input.
 
-        One array: [1, T, ...]; a padded array: [B, S, ...], zero at the padding; a list: a list.
+        One array: [1, T, ...]; a padded array: [B, S, ...]; a list: a list. At padding: zero.
         """
-        if self._single:
-            return as_array(results[0][None])
-        if self._matrix_shape is None:
-            return [as_array(result) for result in results]
-        out = np.zeros(self._matrix_shape + results[0].shape[1:], results[0].dtype)
-        for i, result in enumerate(results):
-            out[i, : len(result)] = result
-        return as_array(out)
+        padded = []
+        for result, span, length in zip(results, self._spans, self._lengths, strict=True):
+            out = np.zeros((length, *result.shape[1:]), result.dtype)
+            out[span] = result
+            padded.append(as_array(out))
+        return padded if self._is_list else as_array(np.stack(padded))
 
 
 def _holds_text(tokens: Any) -> bool:
     return isinstance(tokens, (list, tuple)) and any(isinstance(t, str) for t in tokens)
 
 
-def _length(row: np.ndarray, pad: int) -> int:
-    """Tokens before the padding on the right; a row that is all padding keeps one."""
+def _span(row: np.ndarray, pad: int) -> slice:
+    """From a row's first token to its last; a row that is all padding keeps one."""
     real = np.flatnonzero(row != pad)
-    return int(real[-1]) + 1 if len(real) else 1
+    return slice(real[0], real[-1] + 1) if len(real) else slice(0, 1)
 
 
 def _ids(row: Any, number: int, vocab_size: int) -> np.ndarray:

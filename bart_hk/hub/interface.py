@@ -67,7 +67,7 @@ class BARTHubInterface(LatentBART):
         predicts each of the ids.
 
         Args:
-            tokens: ids [T] for features [1, T, D]; a right-padded [B, T] for [B, T, D], zero at the
+            tokens: ids [T] for features [1, T, D]; a padded [B, T] for [B, T, D], zero at the
                 padding; or a list of arrays [T_i] for a list of [T_i, D].
             return_all_hiddens: a list of all layers instead (of lists, for a list): the embedding,
                 then each layer's output.

@@ -121,6 +121,24 @@ def test_features_of_lists_arrays_and_rows_agree(shared):
     np.testing.assert_allclose(layers[1][2], found[1], atol=1e-6)
 
 
+def test_padding_changes_nothing_on_either_side(shared):
+    rows = [shared.encode(t) for t in ("Hello world!", " the" * 9, "two words")]
+    alone = shared.extract_features(rows)
+    width = max(map(len, rows))
+    for left in (True, False):
+        batch = collate_tokens(rows, pad_idx=1, left_pad=left)
+        found = shared.extract_features(batch)
+        for row, features, expected in zip(batch, found, alone, strict=True):
+            np.testing.assert_allclose(features[row != 1], expected, atol=1e-5)
+            assert not features[row == 1].any()
+        assert shared.extract_features(list(batch))[0].shape == (width, 16)
+        assert shared.extract_features(batch[2]).shape == (1, width, 16)
+        np.testing.assert_allclose(shared.extract_features(batch[2])[0], found[2], atol=1e-5)
+        hypotheses = shared.generate(batch, beam=2, max_len_b=4)
+        for one, other in zip(hypotheses, shared.generate(rows, beam=2, max_len_b=4), strict=True):
+            assert one[0]["tokens"].tolist() == other[0]["tokens"].tolist()
+
+
 def test_a_stream_compiles_once_per_bucket_at_most(bart):
     rng = np.random.default_rng(0)
     rows = [rng.integers(4, 50000, n).astype(np.int32) for n in rng.integers(3, 64, 60)]
@@ -167,8 +185,9 @@ def test_predict_takes_rows_with_different_numbers_of_eos(bart):
     np.testing.assert_allclose(np.exp(together).sum(1), 1, rtol=1e-5)
     for i, row in enumerate(rows):
         np.testing.assert_allclose(bart.predict("new", row)[0], together[i], atol=1e-5)
-    padded = bart.predict("new", collate_tokens(rows, pad_idx=1))
-    np.testing.assert_allclose(padded, together, atol=1e-5)
+    for left in (False, True):
+        padded = bart.predict("new", collate_tokens(rows, pad_idx=1, left_pad=left))
+        np.testing.assert_allclose(padded, together, atol=1e-5)
     logits = bart.predict("new", rows, return_logits=True)
     np.testing.assert_allclose(jax.nn.log_softmax(logits), together, atol=1e-5)
 
@@ -242,7 +261,7 @@ def test_labels_are_fairseqs_label_dictionary(bart):
     ("arguments", "message"),
     [
         ({"name": "a"}, "head 'a' needs num_classes >= 1, or labels"),
-        ({"name": "a", "num_classes": 0}, "needs num_classes >= 1"),
+        ({"name": "a", "num_classes": 0}, "num_classes=0 must be a number, 1 or more"),
         ({"name": "a", "num_classes": 3, "labels": ["x", "y"]}, "2 labels for 3 classes"),
         ({"name": "a", "num_classes": 2, "regression": True}, "one output, not 2"),
         ({"name": "a/b", "num_classes": 2}, "'a/b' cannot name a head"),
