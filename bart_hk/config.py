@@ -170,6 +170,12 @@ class BARTConfig:
             except ValueError:
                 known = ", ".join(a.value for a in kind)
                 raise ValueError(f"{name}={value!r} is not known; choose one of: {known}") from None
+        for field in dataclasses.fields(self):
+            value, wanted = getattr(self, field.name), field.type
+            fits = isinstance(value, float | int if wanted is float else wanted)  # type: ignore
+            if not fits or (isinstance(value, bool) and wanted is not bool):
+                wanted = getattr(wanted, "__name__", wanted)
+                raise ValueError(f"{field.name}={value!r:.80} must be of type {wanted}")
         if self.pooler_activation_fn in ACTIVATION_PARAMETERS:
             raise ValueError(
                 f"pooler_activation_fn={self.pooler_activation_fn} has parameters, for which a "

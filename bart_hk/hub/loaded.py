@@ -275,11 +275,20 @@ class LoadedBART:
         Returns:
             Float32 scalars: the sum in nats (squared errors for a regression), and the number of
             target tokens or rows. Divide once, after summing over batches.
+
+        Raises:
+            KeyError: there is no such head.
+            ValueError: the batch lacks an array, or a target is outside of the vocabulary or of the
+                head's classes (inside of `jit`, where values are unknown, the loss is then nan).
         """
         bart, pad = self.model, self.config.pad_token_id
         body, heads = _split(params)
-        target = jnp.asarray(batch["target"])
         reads = head is not None or "encoder" in self.config.sides
+        for name in ("target", "src_tokens") if reads else ("target",):
+            if name not in batch:
+                raise ValueError(f"the batch has no {name!r}; it has {', '.join(batch) or 'none'}")
+        self._check_targets(batch["target"], head)
+        target = jnp.asarray(batch["target"])
         src_tokens = jnp.asarray(batch["src_tokens"] if reads else target)
         keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
         shifted = batch.get("prev_output_tokens")
@@ -302,6 +311,20 @@ class LoadedBART:
         if registered.regression:
             return losses.squared_error(logits[:, 0], target, mask), count
         return losses.cross_entropy(logits, target, mask)[0], count
+
+    def _check_targets(self, target: Any, head: str | None) -> None:
+        """Raises ValueError for a token or a class that there is not, where values are known."""
+        size, what = self.config.vocab_size, "tokens of the vocabulary"
+        if head is not None:
+            registered = self._head(head)
+            size, what = registered.module.num_classes, f"classes of the head {head!r}"
+            if registered.regression or registered.multi_label:
+                return
+        if isinstance(target, jax.core.Tracer):
+            return
+        values = np.asarray(target)
+        if wrong := values[(values < 0) | (values >= size)].tolist():
+            raise ValueError(f"the target {wrong[0]} is outside of the {size} {what}")
 
     def save(
         self,
@@ -337,16 +360,30 @@ class LoadedBART:
             num_classes: its outputs; the number of labels by default, 1 for a regression.
             embedding_size: taken and ignored, as in fairseq: the width is the model's.
             inner_dim: width of its hidden layer; the model's by default.
-            labels: names of the classes.
+            labels: names of the classes, all different.
             regression: its one output is a value.
             seed: of the initialisation.
+
+        Raises:
+            ValueError: an argument makes no head, or two of them contradict each other.
         """
-        if not name or "/" in name:
+        if not isinstance(name, str) or not name or "/" in name:
             raise ValueError(f"{name!r} cannot name a head: it must not be empty or hold a '/'")
+        if labels is not None and (
+            not isinstance(labels, Sequence)
+            or isinstance(labels, str)
+            or not all(isinstance(label, str) for label in labels)
+            or len(set(labels)) < len(labels)
+        ):
+            raise ValueError(f"head {name!r}: labels={labels!r} must be a list of different names")
         if num_classes is None:
-            num_classes = len(labels) if labels else 1 if regression else 0
-        if num_classes < 1:
-            raise ValueError(f"head {name!r} needs num_classes >= 1, or labels")
+            if not labels and not regression:
+                raise ValueError(f"head {name!r} needs num_classes >= 1, or labels")
+            num_classes = len(labels or [""])
+        for key, value in (("num_classes", num_classes), ("inner_dim", inner_dim)):
+            whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+            if value is not None and (not whole or value < 1):
+                raise ValueError(f"head {name!r}: {key}={value!r} must be a number, 1 or more")
         if labels is not None and len(labels) != num_classes:
             raise ValueError(f"head {name!r}: {len(labels)} labels for {num_classes} classes")
         if regression and num_classes != 1:
@@ -387,6 +424,10 @@ def _is_array(x: Any) -> bool:
 
 def _split(params: Mapping[str, Mapping[str, Any]]) -> tuple[Params, dict[str, Params]]:
     """The body's parameters, and each head's under its own paths."""
+    if not isinstance(params, Mapping) or not all(isinstance(v, Mapping) for v in params.values()):
+        raise TypeError(
+            f"params={params!r:.80} is no tree as bart.params is, {{module path: {{name: array}}}}"
+        )
     body: Params = {}
     heads: dict[str, Params] = {}
     for path, leaves in params.items():

@@ -141,6 +141,10 @@ class ScoringBART(GeneratingBART):
             exact, candidates: see above. Candidates are for all texts, or a list of lists has some
                 for each.
             **generate_kwargs: of a search: `generate`'s; the beam is at least `topk`.
+
+        Raises:
+            TypeError: an input is no text.
+            ValueError: it has no `<mask>`, or more than can be filled in exactly.
         """
         if isinstance(masked_inputs, str):
             return self.fill_mask(
@@ -151,6 +155,7 @@ class ScoringBART(GeneratingBART):
                 candidates=candidates,
                 **generate_kwargs,
             )[0]
+        masked_inputs = list(masked_inputs) if np.iterable(masked_inputs) else [masked_inputs]
         self.config.require("encoder", "filling a mask")
         self._check_one_vocabulary("fill_mask")
         exact = exact or ("decoder" not in self.config.sides and candidates is None)
@@ -191,6 +196,8 @@ class ScoringBART(GeneratingBART):
         """The ids of what stands before, between and behind the masks of a text."""
         if self.text.mask_id is None:
             raise ValueError("the vocabulary has no <mask>; this model cannot fill one")
+        if not isinstance(text, str):
+            raise TypeError(f"input {number} is {text!r:.80}; give a text with <mask>")
         if "<mask>" not in text:
             raise ValueError(f"input {number}: please add one <mask> token for the input")
         return self.text.encode_batch([span.rstrip() for span in text.split("<mask>")])

@@ -115,6 +115,9 @@ class TextBART(LoadedBART):
             no_separator: False puts a second `</s>` between sentences.
             truncate: cut the longest sentences until the row fits, keeping every `</s>`.
 
+        Raises:
+            TypeError: something else than text.
+
         Warns:
             CutTextWarning: a text was cut without `truncate`.
         """
@@ -125,7 +128,7 @@ class TextBART(LoadedBART):
                 self.encode(*as_texts(item), no_separator=no_separator, truncate=truncate)
                 for item in sentence
             ]
-        texts = as_texts(sentence) + addl_sentences
+        texts = as_texts((*as_texts(sentence), *addl_sentences))
         separator = [] if no_separator else [self.config.eos_token_id]
         parts: list[Sequence[int]] = list(self.text.for_sources.encode_batch(texts))
         suffix = self.extras.get("source_suffix", [])
@@ -156,11 +159,16 @@ class TextBART(LoadedBART):
 
         One leading `<s>` and all padding are dropped. A padded [B, N] or a list of arrays gives a
         list.
+
+        Raises:
+            TypeError: something else than token ids.
         """
-        if np.ndim(tokens) != 1 if not isinstance(tokens, (list, tuple)) else _nested(tokens):
+        if _nested(tokens) if isinstance(tokens, (list, tuple)) else np.ndim(tokens) > 1:
             return [self.decode(row) for row in tokens]
         config = self.config
-        ids = np.asarray(tokens, np.int64)
+        ids = np.asarray(tokens)
+        if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
+            raise TypeError(f"decode takes token ids, which are whole numbers, not {tokens!r:.80}")
         ids = ids[ids != config.pad_token_id]
         if len(ids) and ids[0] == config.bos_token_id:
             ids = ids[1:]
@@ -185,8 +193,18 @@ class TextBART(LoadedBART):
 
 
 def as_texts(item: Any) -> tuple[str, ...]:
-    """What is encoded as one row: a text, or several."""
-    return (item,) if isinstance(item, str) else tuple(item)
+    """What is encoded as one row: a text, or several.
+
+    Raises:
+        TypeError: something else than text.
+    """
+    texts = (item,) if isinstance(item, str) else item
+    if not texts or not isinstance(texts, tuple) or any(not isinstance(t, str) for t in texts):
+        raise TypeError(
+            f"{item!r:.80} is no text: give a string, a tuple of strings for one row, or a list of "
+            "those"
+        )
+    return texts
 
 
 def _fit(parts: Sequence[Sequence[int]], limit: int, separator: int) -> list[Sequence[int]]:

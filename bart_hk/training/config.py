@@ -148,8 +148,11 @@ def complete(config: Mapping[str, Any] | DictConfig | TrainConfig) -> TrainConfi
     meant.
 
     Raises:
-        ConfigError: a key that does not exist (the nearest is named) or a value of a wrong type.
+        ConfigError: a key that does not exist (the nearest is named), or a value of a wrong type or
+            out of its range.
     """
+    if not isinstance(config, Mapping | DictConfig | TrainConfig):
+        raise ConfigError(f"config={config!r:.80} is no dictionary such as {{'task': {{...}}}}")
     try:
         plain: Any = dataclasses.asdict(config) if isinstance(config, TrainConfig) else config
         given = OmegaConf.create(plain)
