@@ -6,6 +6,7 @@
 
 import dataclasses
 import difflib
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -140,6 +141,19 @@ DEFAULTS = {
     "lr_scheduler": "polynomial_decay",
 }
 
+_NOT_NEGATIVE = {
+    "optimization": ("lr", "clip_norm", "max_epoch", "max_update"),
+    "optimizer": ("adam_eps", "weight_decay"),
+    "lr_scheduler": (
+        *("warmup_updates", "warmup_ratio", "end_learning_rate", "power", "total_num_update"),
+        *("min_lr", "t_mult", "lr_shrink"),
+    ),
+    "dataset": ("validate_interval_updates",),
+    "checkpoint": ("save_interval_updates",),
+    "ema": ("ema_start_update",),
+    "common": ("peak_flops",),
+}
+
 
 def complete(config: Mapping[str, Any] | DictConfig | TrainConfig) -> TrainConfig:
     """The whole configuration, typed, with defaults where `config` says nothing.
@@ -237,6 +251,11 @@ def _check(config: TrainConfig) -> None:
     for key, value in positive.items():
         if value < 1:
             raise ConfigError(f"{key}={value} must be at least 1")
+    for group, names in _NOT_NEGATIVE.items():
+        for name in names:
+            value = getattr(getattr(config, group), name, None)  # schedules have different ones
+            if value is not None and not 0 <= value < math.inf:
+                raise ConfigError(f"{group}.{name}={value} must be a number, 0 or more")
     for key in ("batch_size", "max_tokens", "batch_size_valid", "max_tokens_valid"):
         value = getattr(dataset, key)
         if value is not None and value < 1:

@@ -143,6 +143,7 @@ def test_experiments_are_whole_configs(data, monkeypatch, capsys, name):
         ("dataset.length_buckets=[8,4]", "dataset.length_buckets=[8, 4] must be rising lengths"),
         ("optimization.lr=fast", "optimization.lr=fast must be a number"),
         ("optimization.lr=[1e-3,1e-4]", "optimization.lr=[0.001, 0.0001] must have one entry"),
+        ("optimization.clip_norm=-1", "optimization.clip_norm=-1.0 must be a number, 0 or more"),
         ("optimization.update_freq=1.5", "optimization.update_freq=1.5 must be a number (int)"),
         ("optimizer.adam_betas=[0.9]", "optimizer.adam_betas=[0.9] must be two numbers"),
         ("optimizer.epsilon=torch", "optimizer.epsilon: Invalid value 'torch', expected one of"),

@@ -67,6 +67,28 @@ def test_the_divisor_of_texts_is_fairseqs_option():
         ({"model": {"dropuot": 0.1}}, "there is no model.dropuot; did you mean model.dropout?"),
         ({"model": {"encoder_layers": 1.5}}, "model.encoder_layers: Value '1.5' of type 'float'"),
         ({"optimization": {"lr": True}}, "optimization.lr=True must be a number"),
+        ({"optimization": {"lr": -1e-5}}, "optimization.lr=-1e-05 must be a number, 0 or more"),
+        ({"optimization": {"lr": "nan"}}, "optimization.lr=nan must be a number, 0 or more"),
+        ({"optimization": {"clip_norm": -0.1}}, "optimization.clip_norm=-0.1 must be a number, 0"),
+        ({"optimization": {"max_update": -5}}, "optimization.max_update=-5 must be a number, 0"),
+        ({"optimization": {"max_epoch": -1}}, "optimization.max_epoch=-1 must be a number, 0"),
+        ({"optimizer": {"weight_decay": -0.01}}, "optimizer.weight_decay=-0.01 must be a number"),
+        (
+            {"optimizer": {"adam_betas": [0.9, 1.0]}},
+            r"adam_betas=\[0.9, 1.0\] must be in",
+        ),
+        ({"optimizer": {"adam_betas": [-0.1, 0.9]}}, "must be in"),
+        ({"lr_scheduler": {"warmup_updates": -3}}, "lr_scheduler.warmup_updates=-3 must be a num"),
+        (
+            {"lr_scheduler": {"_name": "fixed", "warmup_updates": -3}},
+            "lr_scheduler.warmup_updates=-3 must be a number, 0 or more",
+        ),
+        (
+            {"lr_scheduler": {"_name": "cosine", "min_lr": -1.0}},
+            "lr_scheduler.min_lr=-1.0 must be a number, 0 or more",
+        ),
+        ({"dataset": {"batch_size": -2}}, "dataset.batch_size=-2 must be at least 1"),
+        ({"checkpoint": {"save_interval_updates": -2}}, "save_interval_updates=-2 must be a num"),
     ],
 )
 def test_mistakes_are_named(config, message):
