@@ -22,6 +22,9 @@ def load(
     device: Any = None,
     max_tokens: int | None = None,
     batch_size: int | None = None,
+    gpt2_encoder_json: str | Path | None = None,
+    gpt2_vocab_bpe: str | Path | None = None,
+    sentencepiece_model: str | Path | None = None,
     max_positions: int | None = None,
     new_symbols: Sequence[str] = (),
     revision: str | None = None,
@@ -46,6 +49,9 @@ def load(
             ensemble.
         data_name_or_path: where the tokenizer's files are, such as a data folder of fairseq's with
             `input0/dict.txt` and `label/dict.txt`; relative to the model if it begins with a dot.
+        gpt2_encoder_json, gpt2_vocab_bpe, sentencepiece_model: files of the tokenizer, where they
+            are not those beside the model (or, for GPT-2's BPE, in this package): the first two, or
+            the third.
         dtype: of the parameters and of the computation: "float32", "bfloat16" or "float16".
         device: "cpu", "gpu", "gpu:1", ... or a `jax.Device`; jax's default if None.
         max_tokens: bound on the padded source tokens of a batch.
@@ -65,10 +71,18 @@ def load(
     """
     device = resolve_device(device)  # a misspelt device must not cost a load
     dtype = resolve_dtype(dtype)
+    pair = (gpt2_encoder_json, gpt2_vocab_bpe)
+    both = [file for file in pair if file is not None]
+    if len(both) == 1 or (both and sentencepiece_model is not None):
+        raise ValueError(
+            f"gpt2_encoder_json={pair[0]}, gpt2_vocab_bpe={pair[1]}, "
+            f"sentencepiece_model={sentencepiece_model}: give the first two, or the third alone"
+        )
     members, text = open_model(
         name_or_path,
         checkpoint_file,
         data_name_or_path,
+        bpe_files=both if sentencepiece_model is None else [sentencepiece_model],
         max_positions=max_positions,
         new_symbols=new_symbols,
         overrides=overrides,

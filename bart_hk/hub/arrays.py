@@ -69,6 +69,9 @@ def collate_tokens(
     eos_idx: int | None = None,
     left_pad: bool = False,
     move_eos_to_beginning: bool = False,
+    pad_to_length: int | None = None,
+    pad_to_multiple: int = 1,
+    pad_to_bsz: int | None = None,
 ) -> Array:
     """1-D arrays of ids as one padded int32 [B, S] (fairseq `data_utils.collate_tokens`).
 
@@ -78,6 +81,12 @@ def collate_tokens(
         eos_idx: with `move_eos_to_beginning`, what to put first; each row's last id if None.
         left_pad: pad on the left.
         move_eos_to_beginning: shift each row right by one, dropping its last id.
+        pad_to_length: the least S.
+        pad_to_multiple: of which S is a multiple.
+        pad_to_bsz: the least B; rows beyond the given ones are all padding.
+
+    Raises:
+        ValueError: there are no arrays.
     """
     rows = [np.asarray(value).reshape(-1) for value in values]
     if not rows:
@@ -86,7 +95,10 @@ def collate_tokens(
         rows = [
             np.concatenate([row[-1:] if eos_idx is None else [eos_idx], row[:-1]]) for row in rows
         ]
-    batch = pad_rows([row[::-1] for row in rows] if left_pad else rows, pad_idx)
+    length = max(pad_to_length or 0, *map(len, rows))
+    length = -(-length // pad_to_multiple) * pad_to_multiple
+    count = max(len(rows), pad_to_bsz or 0)
+    batch = pad_rows([row[::-1] for row in rows] if left_pad else rows, pad_idx, length, count)
     return as_array(batch[:, ::-1].copy() if left_pad else batch)
 
 

@@ -58,6 +58,7 @@ def open_model(
     checkpoint_file: str = CHECKPOINT,
     data_name_or_path: str | os.PathLike = ".",
     *,
+    bpe_files: Sequence[str | os.PathLike] = (),
     max_positions: int | None = None,
     new_symbols: Sequence[str] = (),
     overrides: Mapping[str, Any] | None = None,
@@ -67,6 +68,7 @@ def open_model(
     """Finds, reads and checks a model and its tokenizer; see `bart_hk.load` for the arguments.
 
     Args:
+        bpe_files: as `TextEncoder.load`.
         overrides: fields of `BARTConfig`.
         place: what becomes of each tensor as soon as it is read, if nothing is to be resized; so
             that a model on its way to a device is never in memory twice.
@@ -81,7 +83,7 @@ def open_model(
     if os.fspath(data_name_or_path) != ".":
         data = _data_folder(data, data_name_or_path, where)
     members = [_read(one, overrides or {}, place) for one in found]
-    text = _tokenizer(found, members, data)
+    text = _tokenizer(found, members, data, bpe_files)
     if place is not None:
         for one, model in zip(found, members, strict=True):
             if one.checkpoint is not None:
@@ -182,9 +184,14 @@ def _read(one: _Found, overrides: Mapping[str, Any], place: Place | None) -> Mod
     return model
 
 
-def _tokenizer(found: Sequence[_Found], members: list[ModelFiles], data: Path) -> TextEncoder:
+def _tokenizer(
+    found: Sequence[_Found],
+    members: list[ModelFiles],
+    data: Path,
+    bpe_files: Sequence[str | os.PathLike],
+) -> TextEncoder:
     """The first member's tokenizer, which fits all of them; fairseq's labels get their names."""
-    text = _own_tokenizer(found[0], members[0], data)
+    text = _own_tokenizer(found[0], members[0], data, bpe_files)
     if found[0].checkpoint is None:
         text = text.fit(members[0].config.vocab_size)
         _check_sources(found[0].path, members[0].config, text)
@@ -206,10 +213,12 @@ def _tokenizer(found: Sequence[_Found], members: list[ModelFiles], data: Path) -
     return text
 
 
-def _own_tokenizer(one: _Found, model: ModelFiles, data: Path) -> TextEncoder:
+def _own_tokenizer(
+    one: _Found, model: ModelFiles, data: Path, bpe_files: Sequence[str | os.PathLike] = ()
+) -> TextEncoder:
     if one.checkpoint is None:
-        return TextEncoder.load(data)
-    return TextEncoder.load(data, model.extras.get("langs", []), bpe_directory=one.folder)
+        return TextEncoder.load(data, bpe_files=bpe_files)
+    return TextEncoder.load(data, model.extras.get("langs", []), one.folder, bpe_files)
 
 
 def _check_dictionaries(

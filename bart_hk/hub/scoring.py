@@ -21,6 +21,7 @@ class ScoringBART(GeneratingBART):
         replace_newline_with_eos: bool = False,
         verbose: bool = False,
         *,
+        skip_invalid_size_inputs: bool = False,
         attention: bool = True,
     ) -> Any:
         """How probable the model finds each target, given its source.
@@ -33,6 +34,7 @@ class ScoringBART(GeneratingBART):
                 they are reconstructed. (True or False is fairseq's second argument.)
             replace_newline_with_eos: encode each line on its own, one after the other.
             verbose: log source and scores.
+            skip_invalid_size_inputs: give None where source or target is too long, not an error.
             attention: False leaves out the attention, which takes memory.
 
         Returns:
@@ -50,7 +52,12 @@ class ScoringBART(GeneratingBART):
             given = [sentences] * (len(targets) if several else 1)
             wanted = targets if several or targets is None else [targets]
             found = self.score(
-                given, wanted, replace_newline_with_eos, verbose, attention=attention
+                given,
+                wanted,
+                replace_newline_with_eos,
+                verbose,
+                skip_invalid_size_inputs=skip_invalid_size_inputs,
+                attention=attention,
             )
             return found if several else found[0]
 
@@ -73,19 +80,26 @@ class ScoringBART(GeneratingBART):
             return self._rows(each, of_target).rows
 
         sources = rows(sentences)
-        self._fitting(sources, skip=False)
+        kept = self._fitting(sources, skip_invalid_size_inputs)
         wanted_ids = sources if targets is None else rows(targets, of_target=True)
+        if len(wanted_ids) != len(sources):
+            raise ValueError(f"{len(sources)} sources do not go with {len(wanted_ids)} targets")
+        if skip_invalid_size_inputs:
+            longest = self.config.max_target_positions
+            kept = [i for i in kept if len(wanted_ids[i]) <= longest]
         found = self._engine.scorer.score(
             self._generating_params,
-            sources,
-            wanted_ids,
+            [sources[i] for i in kept],
+            [wanted_ids[i] for i in kept],
             attention=attention,
             **self._batch_limits(),
         )
-        results = [with_arrays(hypothesis) for hypothesis in found]
+        results: list[Any] = [None] * len(sources)
+        for i, hypothesis in zip(kept, found, strict=True):
+            results[i] = with_arrays(hypothesis)
         if verbose:
-            for row, hypothesis in zip(sources, results, strict=True):
-                self._log(row, [hypothesis])
+            for i in kept:
+                self._log(sources[i], [results[i]])
         return results
 
     def perplexity(self, sentences: Any, targets: Any = None) -> Any:

@@ -60,6 +60,7 @@ def load(
     directory: str | PathLike,
     languages: Sequence[str] | None = None,
     bpe_directory: str | PathLike | None = None,
+    bpe_files: Sequence[str | PathLike] = (),
 ) -> Tokenizer:
     """What the files say. A fairseq `dict.txt` wins, then SentencePiece, then byte-level BPE.
 
@@ -71,7 +72,7 @@ def load(
     dictionary_file = fairseq_folder.find_dictionary(path)
     if dictionary_file is None and languages is not None:
         raise fairseq_folder.missing_dictionary(path)
-    model_file, pair = _bpe_files(path)
+    model_file, pair = _given(bpe_files) if bpe_files else _bpe_files(path)
     if model_file is None and pair is None and bpe_directory is not None:
         if dictionary_file is not None:
             model_file, pair = _bpe_files(Path(bpe_directory))
@@ -103,6 +104,15 @@ def _bpe_files(path: Path) -> tuple[Path | None, tuple[Path, Path] | None]:
     pairs = ((path / vocabulary, path / merges) for vocabulary, merges in _PAIRS)
     found = (pair for pair in pairs if all(file.is_file() for file in pair))
     return _first(path, _MODELS), next(found, None)
+
+
+def _given(files: Sequence[str | PathLike]) -> tuple[Path | None, tuple[Path, Path] | None]:
+    """As `_bpe_files`, of files that the caller names."""
+    paths = [Path(file) for file in files]
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"the tokenizer's file {path} is not there")
+    return (paths[0], None) if len(paths) == 1 else (None, (paths[0], paths[1]))
 
 
 def _load_fairseq(

@@ -78,6 +78,7 @@ class TextEncoder:
         directory: str | PathLike,
         languages: Sequence[str] | None = None,
         bpe_directory: str | PathLike | None = None,
+        bpe_files: Sequence[str | PathLike] = (),
     ) -> "TextEncoder":
         """The encoder whose files are in a model's directory, fairseq's or Hugging Face's.
 
@@ -89,11 +90,13 @@ class TextEncoder:
             often none.
           bpe_directory: where the BPE files of a dictionary are if they are not beside it: the
             model's directory, for a data folder.
+          bpe_files: instead of those in any directory: vocabulary and merges of a byte-level BPE,
+            or a SentencePiece model.
 
         Raises FileNotFoundError, naming what was looked for, where there are none, and ValueError
         where they are damaged or do not belong together.
         """
-        made = cls(*directory_files.load(directory, languages, bpe_directory))
+        made = cls(*directory_files.load(directory, languages, bpe_directory, bpe_files))
         of_sources = Path(directory) / _SOURCE
         if of_sources.is_dir():
             made.source = cls(*directory_files.load(of_sources))

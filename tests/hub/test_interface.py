@@ -80,6 +80,15 @@ def test_decode_undoes_encode(shared):
     assert shared.decode([0, 31414, 50264, 2]) == "Hello<mask>"
 
 
+def test_padding_to_a_shape():
+    rows = [np.array([0, 5, 2]), np.array([0, 2])]
+    wide = collate_tokens(rows, 1, pad_to_length=5, pad_to_bsz=3)
+    assert wide.tolist() == [[0, 5, 2, 1, 1], [0, 2, 1, 1, 1], [1] * 5]
+    left = collate_tokens(rows, 1, left_pad=True, pad_to_multiple=4)
+    assert left.tolist() == [[1, 0, 5, 2], [1, 1, 0, 2]]
+    assert collate_tokens(rows, 1, None, False, True, 2, 3, 1).tolist() == [[2, 0, 5], [2, 0, 1]]
+
+
 def test_fairseqs_names_for_the_text_side(shared):
     assert shared.bpe.encode("Hello world") == "15496 995"
     assert shared.task.source_dictionary.index("<mask>") == 50264

@@ -14,7 +14,7 @@ from bart_hk.checkpoint.model_files import HeadFiles
 from bart_hk.config import BARTConfig
 from bart_hk.errors import CheckpointError
 from bart_hk.hub.opening import open_model
-from bart_hk.text import TextEncoder
+from bart_hk.text import TextEncoder, train_bpe
 from tests.parameters import random_params
 
 SIZES = {
@@ -178,6 +178,26 @@ def test_a_model_that_lies_deeper_is_pointed_out(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "a" / "b")
     with pytest.raises(FileNotFoundError, match=r"but .*/a/b does: give that"):
         open_model(tmp_path)
+
+
+def test_fairseqs_names_of_the_tokenizers_files(folder, tmp_path):
+    """`BARTModel.from_pretrained(..., gpt2_encoder_json=..., gpt2_vocab_bpe=...)`."""
+    text = train_bpe(["the cat sat on the mat, the hat"] * 3, 280)
+    config = CONFIG.replace(vocab_size=len(text.dictionary))
+    write_fairseq(tmp_path, config, random_params(config), text=text)
+    (tmp_path / "tokenizer_config.json").unlink()  # which is ours
+    files = [tmp_path / "bpe" / name for name in ("encoder.json", "vocab.bpe")]
+    files[0].parent.mkdir()
+    for file in files:
+        (tmp_path / file.name).rename(file)
+    expected = [0, *text.encode("the hat"), 2]
+    assert bart_hk.BARTModel.from_pretrained(tmp_path).encode("the hat").tolist() != expected
+    options = {"bpe": "gpt2", "gpt2_encoder_json": files[0], "gpt2_vocab_bpe": str(files[1])}
+    bart = bart_hk.BARTModel.from_pretrained(tmp_path, **options)
+    assert bart.encode("the hat").tolist() == expected
+    for wrong in ({"gpt2_vocab_bpe": None}, {"sentencepiece_model": files[0]}):
+        with pytest.raises(ValueError, match="give the first two, or the third alone"):
+            bart_hk.BARTModel.from_pretrained(tmp_path, **options | wrong)
 
 
 def test_what_loading_cannot_change_is_refused(folder, tmp_path):

@@ -85,6 +85,15 @@ def test_what_cannot_be_scored_is_refused(shared):
         shared.score(["a"], [row])
 
 
+def test_what_is_too_long_may_be_skipped(shared):
+    row = np.full(70, 5)
+    found = shared.score(["a", row, "b"], skip_invalid_size_inputs=True)
+    assert found[1] is None
+    assert [found[i]["score"] for i in (0, 2)] == [h["score"] for h in shared.score(["a", "b"])]
+    assert shared.score([row], skip_invalid_size_inputs=True) == [None]
+    assert shared.score(["a"], [row], skip_invalid_size_inputs=True) == [None]
+
+
 # --- Masks ----------------------------------------------------------------------------------------
 
 

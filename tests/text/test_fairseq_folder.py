@@ -75,6 +75,10 @@ def test_a_data_folder_uses_the_bpe_of_the_model(tmp_path, model):
     encoder = TextEncoder.load(data, languages=(), bpe_directory=archive)
     first, *_ = encoder.encode("Alice was")
     assert encoder.dictionary[first] == SentencePieceBPE(model).encode("Alice was").split()[0]
+    named = TextEncoder.load(data, languages=(), bpe_files=[archive / "sentence.bpe.model"])
+    assert same(named, encoder)
+    with pytest.raises(FileNotFoundError, match="the tokenizer's file nowhere is not there"):
+        TextEncoder.load(data, languages=(), bpe_files=["nowhere"])
 
 
 def test_dictionaries_of_two_languages_must_agree(tmp_path):
