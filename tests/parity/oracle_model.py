@@ -1,8 +1,10 @@
 """Run by the oracle's interpreter: logits of the models in the folder's `cases.json`.
 
 A case names `ids` (source and decoder input), and either or both of `directory`, which transformers
-opens, and `state`, which fairseq loads into a model of `fields`. Results: `CASE.safetensors` with
-the logits by framework, and `report.json` with what transformers said while it opened each.
+opens, and `state`, which fairseq loads into a model of `fields`. With `target` transformers gives
+the gradient of the summed cross-entropy, too. Results: `CASE.safetensors` with the logits by
+framework, `CASE.gradients.safetensors`, and `report.json` with what transformers said while it
+opened each.
 """
 
 import gc
@@ -15,7 +17,7 @@ from typing import Any
 
 import torch
 import transformers
-from _oracles import fairseq_bart
+from _oracles import cross_entropy, fairseq_bart
 from safetensors.torch import load_file, save_file
 
 
@@ -59,9 +61,16 @@ def main(folder: Path) -> None:
         if "directory" in case:
             model, report[name] = open_with_transformers(folder / case["directory"])
             if model is not None:
-                mask = source.ne(model.config.pad_token_id).long()
-                result = model(source, attention_mask=mask, decoder_input_ids=previous)
-                logits["transformers"] = result.logits
+                pad = model.config.pad_token_id
+                with torch.set_grad_enabled("target" in case):
+                    result = model(
+                        source, attention_mask=source.ne(pad).long(), decoder_input_ids=previous
+                    )
+                    if "target" in case:
+                        cross_entropy(result.logits, torch.tensor(case["target"]), pad).backward()
+                        gradients = {n: p.grad for n, p in model.named_parameters()}
+                        save_file(gradients, folder / f"{name}.gradients.safetensors")
+                logits["transformers"] = result.logits.detach()
                 report[name]["labels"] = model.config.id2label
                 del model
         gc.collect()

@@ -14,9 +14,10 @@ from bart_hk.checkpoint import files
 from bart_hk.checkpoint.fairseq import to_fairseq
 from bart_hk.checkpoint.huggingface import read_model, write_model
 from bart_hk.checkpoint.model_files import HeadFiles
-from bart_hk.checkpoint.tree import Params
+from bart_hk.checkpoint.tree import Params, to_torch, torch_name
 from bart_hk.config import BARTConfig, architecture
 from bart_hk.model import BART, ClassificationHead, sentence_representation
+from bart_hk.tasks import losses
 
 SMALL = BARTConfig(
     vocab_size=60,
@@ -134,6 +135,45 @@ def test_full_size(oracle, tmp_path, name, vocabulary):
         difference = np.abs(ours - logits).max()
         print(f"{name}: largest difference from {framework} {difference:.2g}")
         assert difference <= 1e-4, framework
+
+
+@pytest.mark.timeout(600)
+def test_gradients_at_full_size(oracle, tmp_path):
+    """Of the summed cross-entropy, for every tensor of bart.base's shapes."""
+    config = architecture("bart_base")
+    params = random_params(config, 0.01)
+    source, previous = random_ids(config, [24, 9], 12)
+    target = np.concatenate([previous[:, 1:], np.full((2, 1), config.eos_token_id, np.int32)], 1)
+    target[1, 7:] = config.pad_token_id
+    write_model(tmp_path / "model", config, params)
+    case = case_of([source, previous], directory="model", target=target.tolist())
+    (tmp_path / "cases.json").write_text(json.dumps({"case": case}))
+    oracle("oracle_model.py", tmp_path)
+    bart = BART(config)
+
+    @jax.jit
+    @jax.grad
+    def gradients(params):
+        features = bart.decode(params, previous, bart.encode(params, source)).features
+        mask = target != config.pad_token_id
+        return losses.cross_entropy(bart.project(params, features), target, mask)[0]
+
+    ours = gradients(params)
+    theirs = load_file(tmp_path / "case.gradients.safetensors")
+    whole = np.sqrt(sum(np.square(gradient).sum() for gradient in theirs.values()))
+    largest = 0.0
+    for path, leaves in ours.items():
+        for name, gradient in leaves.items():
+            key = "shared.weight" if path == "embed_tokens" else torch_name(path, name)
+            expected = theirs.pop(f"model.{key}")
+            if key.endswith("k_proj.bias"):  # zero in exact arithmetic
+                assert np.linalg.norm(gradient) < 1e-6 * whole, key
+                continue
+            difference = np.linalg.norm(to_torch(name, gradient) - expected)
+            largest = max(largest, difference / np.linalg.norm(expected))
+            assert difference <= 1e-4 * np.linalg.norm(expected), key
+    assert not theirs
+    print(f"bart_base: largest difference of a gradient {largest:.2g} of its norm")
 
 
 @pytest.mark.timeout(600)
