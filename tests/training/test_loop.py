@@ -1,5 +1,7 @@
+import io
 import json
 import re
+import sys
 from pathlib import Path
 
 import jax
@@ -335,3 +337,23 @@ def test_tokenizer_options(configured, finished, tmp_path):
     changes = {"task": {"vocab_size": None, "tokenizer": str(finished)}}
     train(configured(tmp_path / "c", **changes, optimization={"max_update": 1}))
     assert (tmp_path / "c/vocab.json").read_bytes() == (finished / "vocab.json").read_bytes()
+
+
+class Terminal(io.StringIO):
+    """What looks like a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("silenced", [False, True])
+def test_a_progress_bar_is_on_terminals_unless_it_is_not_wanted(
+    configured, tmp_path, monkeypatch, silenced
+):
+    monkeypatch.setattr("sys.stderr", Terminal())
+    config = configured(
+        tmp_path, common={"no_progress_bar": silenced}, optimization={"max_update": 2}
+    )
+    train(config)
+    assert ("epoch 1" in sys.stderr.getvalue()) is not silenced
+    assert silenced or "/6 [" in sys.stderr.getvalue()  # of the epoch's updates
