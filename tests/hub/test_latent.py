@@ -170,7 +170,10 @@ def test_draws_are_the_priors(bart):
         (lambda b: between(np.zeros((5, 4)), np.zeros((6, 4))), r"shape \(5, 4\) and b \(6, 4\)"),
         (lambda b: b.sample_latent(0), "count=0 must be a number of latents, at least 1"),
         (lambda b: b.sample_latent(temperature=-1.0), "temperature=-1.0 must be a number of at le"),
-        (lambda b: b.sample("a", print_alignment="hard"), "attends to n_latent_tokens=5 latents"),
+        (
+            lambda b: b.generate([0, 2], print_alignment="hard"),
+            "attends to n_latent_tokens=5 latents",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_line(bart, ask, message):
