@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from bart_hk.checkpoint.files import MakeTensor, Tensors
-from bart_hk.config import BARTConfig, architecture
+from bart_hk.config import ACTIVATION_PARAMETERS, BARTConfig, architecture
 from bart_hk.errors import CheckpointError
 
 PER_HEAD_WEIGHTS = "params.dat"
@@ -159,6 +159,8 @@ def per_head_lacks(config: BARTConfig) -> str | None:
     ):
         if getattr(config, name) != getattr(plain, name):
             return f"{name}={getattr(config, name)}"
+    if config.activation_fn in ACTIVATION_PARAMETERS:
+        return f"activation_fn={config.activation_fn}"
     return None
 
 

@@ -177,7 +177,7 @@ def test_arrays_beyond_a_chunk(tmp_path, monkeypatch):
         assert found.shape == file.shape(f"in.{name}") == array.shape
 
 
-def test_what_flaxs_models_cannot_express(models, tmp_path):
+def test_what_flaxs_models_cannot_express(models, random_params, tmp_path):
     model = read_model(models("untied"))
     out, config = tmp_path / "out", model.config
 
@@ -191,6 +191,10 @@ def test_what_flaxs_models_cannot_express(models, tmp_path):
     refused("no Flax PLBart", extras={"model_type": "plbart"})
     refused("no BART with no_scale_embedding=False", config.replace(no_scale_embedding=False),
             layout=PER_HEAD_WEIGHTS)  # fmt: skip
+    with pytest.raises(ValueError, match="no BART with activation_fn=prelu; write it with --to na"):
+        with_parameters = config.replace(activation_fn="prelu", final_logits_bias=False)
+        params = random_params(with_parameters)
+        write_model(out, with_parameters, params, layout=PER_HEAD_WEIGHTS)
     model.params["decoder/embed_tokens"] = {
         "embeddings": model.params["decoder/embed_tokens"]["embeddings"] + 1
     }
