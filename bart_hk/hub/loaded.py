@@ -278,12 +278,15 @@ class LoadedBART:
 
         Raises:
             KeyError: there is no such head.
+            TypeError: the batch is no dictionary.
             ValueError: the batch lacks an array, or a target is outside of the vocabulary or of the
                 head's classes (inside of `jit`, where values are unknown, the loss is then nan).
         """
         bart, pad = self.model, self.config.pad_token_id
         body, heads = _split(params)
         reads = head is not None or "encoder" in self.config.sides
+        if not isinstance(batch, Mapping):
+            raise TypeError(f"batch={batch!r:.80} is no dictionary of arrays")
         for name in ("target", "src_tokens") if reads else ("target",):
             if name not in batch:
                 raise ValueError(f"the batch has no {name!r}; it has {', '.join(batch) or 'none'}")
@@ -431,7 +434,7 @@ def _split(params: Mapping[str, Mapping[str, Any]]) -> tuple[Params, dict[str, P
     body: Params = {}
     heads: dict[str, Params] = {}
     for path, leaves in params.items():
-        if path.startswith(f"{_HEADS}/"):
+        if path.startswith(f"{_HEADS}/") and path.count("/") == 2:
             _, name, part = path.split("/")
             heads.setdefault(name, {})[part] = dict(leaves)
         else:

@@ -43,6 +43,7 @@ class ScoringBART(GeneratingBART):
             its `<s>` and `</s>`.
 
         Raises:
+            TypeError: something else than texts and ids.
             ValueError: a text is too long, or there are not as many targets as sources.
         """
         if isinstance(targets, bool):
@@ -75,6 +76,8 @@ class ScoringBART(GeneratingBART):
             return self.encode([text])[0]
 
         def rows(given: Any, of_target: bool = False) -> list[np.ndarray]:
+            if not np.iterable(given):
+                raise TypeError(f"score takes texts, or arrays of ids, not {given!r:.80}")
             is_matrix = hasattr(given, "ndim") and given.ndim == 2  # padded
             each = given if is_matrix else [ids(text, of_target) for text in given]
             return self._rows(each, of_target).rows
