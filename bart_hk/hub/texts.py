@@ -39,7 +39,6 @@ class TextBART(LoadedBART):
         """From parts; `text=None` makes a model that takes ids only. See `LoadedBART`."""
         super().__init__(config, params, heads, **kwargs)
         self._text = text
-        self._warned_of_cut = False
 
     def save(self, directory: str | Path, head: str | None = None) -> None:  # type: ignore[override]
         """Writes the model, its heads and its tokenizer as a directory that `load` opens.
@@ -106,8 +105,7 @@ class TextBART(LoadedBART):
 
         Where the model was trained without `<s>` (`prepend_bos` of task=translation) there is none.
         As in fairseq, a first sentence that is too long is cut, further ones are not (then the
-        row is too long for the model). A model warns of the first text that it cuts so. Special
-        symbols written in the text are ordinary characters.
+        row is too long for the model). Special symbols written in the text are ordinary characters.
 
         Args:
             sentence: a string; or a list of strings and of tuples of strings, for a list of arrays.
@@ -119,37 +117,48 @@ class TextBART(LoadedBART):
             TypeError: something else than text.
 
         Warns:
-            CutTextWarning: a text was cut without `truncate`.
+            CutTextWarning: a text was cut without `truncate`; once for a list.
         """
         if isinstance(sentence, list):
             if addl_sentences:
                 raise TypeError("give pairs as a list of tuples: encode([(a, b), (c, d)])")
-            return [
-                self.encode(*as_texts(item), no_separator=no_separator, truncate=truncate)
-                for item in sentence
-            ]
-        texts = as_texts((*as_texts(sentence), *addl_sentences))
+            found = [self._encoded(as_texts(item), no_separator, truncate) for item in sentence]
+            self._warn_of_cuts([(i, cut) for i, (_, cut) in enumerate(found) if cut])
+            return [as_array(ids) for ids, _ in found]
+        ids, cut = self._encoded(
+            as_texts((*as_texts(sentence), *addl_sentences)), no_separator, truncate
+        )
+        self._warn_of_cuts([(None, cut)] if cut else [])
+        return as_array(ids)
+
+    def _encoded(
+        self, texts: Sequence[str], no_separator: bool, may_cut: bool
+    ) -> tuple[np.ndarray, int]:
+        """A row's ids, and how many tokens its first text had if it was cut without leave; else
+        0."""
         separator = [] if no_separator else [self.config.eos_token_id]
         parts: list[Sequence[int]] = list(self.text.for_sources.encode_batch(texts))
         suffix = self.extras.get("source_suffix", [])
-        limit = min(self.max_positions) - len(suffix)
-        if truncate:
+        limit, cut = min(self.max_positions) - len(suffix), 0
+        if may_cut:
             parts = _fit(parts, limit, len(separator))
-        else:
-            if len(parts[0]) > limit - 2:
-                self._warn_of_cut(len(parts[0]), limit - 2)
-            parts[0] = parts[0][: limit - 2]
+        elif len(parts[0]) > limit - 2:
+            cut, parts[0] = len(parts[0]), parts[0][: limit - 2]
         # A model that was fine-tuned without <s> reads none; mBART's read a language at the end.
         bos = self.config.bos_token_id if self.extras.get("prepend_bos", True) else None
         ids = frame(parts, bos, self.config.eos_token_id, separator)
-        return as_array(np.concatenate([ids, suffix]).astype(np.int32) if suffix else ids)
+        return (np.concatenate([ids, suffix]).astype(np.int32) if suffix else ids), cut
 
-    def _warn_of_cut(self, size: int, room: int) -> None:
-        if not self._warned_of_cut:
-            self._warned_of_cut = True
+    def _warn_of_cuts(self, cuts: Sequence[tuple[int | None, int]]) -> None:
+        """Of the (number of a text, its tokens) that were cut."""
+        if cuts:
+            (number, size), more = cuts[0], len(cuts) - 1
+            room = min(self.max_positions) - len(self.extras.get("source_suffix", [])) - 2
             warnings.warn(
-                f"a text of {size} tokens was cut to the {room} that fit this model, as in "
-                "fairseq; later ones will be without a word (truncate=True: this one, too)",
+                f"{'a text' if number is None else f'text {number}'} of {size} tokens was cut to "
+                f"the {room} that fit this model, as in fairseq"
+                + (f", and {more} more" if more else "")
+                + "; truncate=True cuts without a word",
                 CutTextWarning,
                 stacklevel=3,
             )
