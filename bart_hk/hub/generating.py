@@ -202,6 +202,11 @@ class GeneratingBART(AttentiveBART):
                 replace_unk=replace_unk,
                 **kwargs,
             )[0]
+        if not isinstance(sentences, list | tuple):
+            kind = type(sentences).__name__
+            raise TypeError(
+                f"sample takes a text or a list of them, not a {kind}: {sentences!r:.80}"
+            )
         sentences = list(sentences)
         if kwargs.get("print_alignment") and not verbose:
             raise ValueError(
