@@ -9,12 +9,16 @@ scale, and only what is chosen is normalised. The edits, in their order:
 * </s> is not for a beam whose constraints are not met; nor is what a trie or a function forbids;
 * a row at its greatest length may only choose </s>, and a prefix leaves one token as well, at its
   own score, whatever the rest of this list says;
-* tokens that a beam already holds pay the repetition penalty;
+* sequences have their biases; tokens of the source pay the encoder repetition penalty, those that a
+  beam already holds the repetition penalty; </s> decays. Where these work on logits
+  (`Rules.on_logits`) they come before the language model, and probabilities follow from them;
 * <pad> is never chosen, </s> not before `min_len`, nor what is suppressed, nor what would repeat an
-  n-gram.
+  n-gram or complete a bad word;
+* the caller's own function has its say, but for what is forbidden already;
+* what is left is normalised, if that is asked for; a token that is alone is then certain.
 
-Source: fairseq `sequence_generator.py`; of the repetition penalty Keskar et al. 2019 (CTRL), as
-transformers applies it.
+Source: fairseq `sequence_generator.py`; transformers' order of the edits that it has, but for the
+temperature, which comes last there.
 """
 
 from typing import NamedTuple
@@ -23,6 +27,13 @@ import jax
 import jax.numpy as jnp
 
 from bart_hk.generation import constraints
+from bart_hk.generation.histories import (
+    add_to_sequences,
+    ban_ngrams,
+    decay,
+    penalise_held,
+    written,
+)
 from bart_hk.generation.ranking import best_of_first_axis
 from bart_hk.generation.state import Limits, Rules, State, history
 from bart_hk.generation.trie import mask_logits
@@ -44,19 +55,13 @@ def edit(logits: jax.Array, state: State, limits: Limits, rules: Rules) -> Score
     ids = jnp.arange(vocabulary)[:, None, None]
     if rules.tempered:
         logits = logits / limits.temperature
-    if rules.repetition == "logits":
-        logits = _penalise_repetitions(logits, 0.0, state, limits)
-    # Over few columns, XLA's CPU compiler makes good loops for two dimensions alone.
-    columns = logits.reshape(vocabulary, -1)
-    normaliser = jax.nn.logsumexp(columns, axis=0).reshape(batch, beam)
+    if rules.on_logits:
+        logits = _weigh(logits, jnp.zeros((batch, beam)), state, limits, rules)
+    normaliser = _normaliser(logits)
     if rules.lm is not None:
         tokens = history(state).reshape(batch * beam, -1)
         log_probs = jnp.asarray(rules.lm(tokens, step + 1))
-        if log_probs.shape != (batch * beam, vocabulary):
-            raise ValueError(
-                f"lm gives an array of shape {log_probs.shape} for {batch * beam} rows of tokens; "
-                f"it must be {(batch * beam, vocabulary)}, log probabilities of the vocabulary"
-            )
+        _check_shape("lm", log_probs, (batch * beam, vocabulary), "log probabilities")
         added = limits.lm_weight * log_probs
         logits = logits + added.T.reshape(logits.shape)
     if rules.unk is not None:
@@ -75,16 +80,50 @@ def edit(logits: jax.Array, state: State, limits: Limits, rules: Rules) -> Score
     only = jnp.where(at_end, rules.eos, forced)
     alone = jnp.take_along_axis(logits, jnp.maximum(only, 0)[None, :, None], 0)[0]  # [B, W]
 
-    if rules.repetition == "log_probs":
-        logits = _penalise_repetitions(logits, normaliser, state, limits)
+    if not rules.on_logits:
+        logits = _weigh(logits, normaliser, state, limits, rules)
     too_short = (step < limits.min_len)[None, :, None]
     never = (ids == rules.pad) | (too_short & (ids == rules.eos))
     logits = jnp.where(never, -jnp.inf, logits)
     if limits.suppress is not None:
         logits = logits.at[limits.suppress].set(-jnp.inf, mode="drop")
+    if limits.begin_suppress is not None:
+        first = (step == jnp.sum(limits.prefix >= 0, axis=1))[None, :, None]
+        kept = jnp.where(first, -jnp.inf, logits[limits.begin_suppress])
+        logits = logits.at[limits.begin_suppress].set(kept, mode="drop")
     if rules.no_repeat_ngram_size:
-        logits = _ban_repeated_ngrams(logits, state, rules)
-    return Scored(logits, normaliser, only, alone)
+        # </s> is spared: with n = 1 and </s> as the start token no hypothesis could ever end.
+        text = written(state, vocabulary)
+        logits = ban_ngrams(logits, text, rules.no_repeat_ngram_size, state, rules.eos)
+    if rules.encoder_no_repeat_ngram_size:
+        n = rules.encoder_no_repeat_ngram_size
+        logits = ban_ngrams(logits, limits.source[:, None], n, state, spared=-1)
+    if limits.bad_words is not None:
+        logits = add_to_sequences(logits, limits.bad_words, state)
+    if rules.logits_processor is not None:
+        origin = 0.0 if rules.on_logits else normaliser
+        scores = (logits - origin).reshape(vocabulary, -1).T
+        tokens = history(state).reshape(batch * beam, -1)
+        found = jnp.asarray(rules.logits_processor(tokens, step + 1, scores))
+        _check_shape("logits_processor", found, scores.shape, "the scores")
+        found = found.T.reshape(logits.shape) + origin
+        logits = jnp.where(logits > -jnp.inf, found, -jnp.inf)
+    scored = Scored(logits, normaliser, only, alone)
+    return renormalised(scored, logits) if rules.renormalised else scored
+
+
+def renormalised(scored: Scored, logits: jax.Array) -> Scored:
+    """`scored`, with probabilities of what these logits [V, B, W] leave to be chosen."""
+    mass = _normaliser(logits)
+    mass = jnp.where(mass > -jnp.inf, mass, 0.0)  # nothing is left
+    return Scored(logits, mass, scored.only, jnp.where(scored.alone > -jnp.inf, mass, -jnp.inf))
+
+
+def _normaliser(logits: jax.Array) -> jax.Array:
+    """What makes log probabilities of logits [V, B, W]: float32 [B, W]."""
+    # Over few columns, XLA's CPU compiler makes good loops for two dimensions alone.
+    columns = logits.reshape(logits.shape[0], -1)
+    return jax.nn.logsumexp(columns, axis=0).reshape(logits.shape[1:])
 
 
 def best_of_each_beam(
@@ -116,38 +155,32 @@ def alone_if_forced(scored: Scored) -> jax.Array:
     return jnp.where(only >= 0, kept, scored.logits)
 
 
-def _penalise_repetitions(
-    logits: jax.Array, origin: jax.Array | float, state: State, limits: Limits
+def _weigh(
+    logits: jax.Array, origin: jax.Array, state: State, limits: Limits, rules: Rules
 ) -> jax.Array:
-    """Scores of tokens that a beam holds, the start token included, are divided by the penalty
-    where they are positive and multiplied where they are negative; they count from `origin`."""
-    held = history(state)  # [B, W, T]
-    written = jnp.arange(held.shape[2]) <= state.step
-    held = jnp.where(written, held, logits.shape[0])
-    b, w = (x[..., None] for x in jnp.indices(held.shape[:2]))
-    origin = jnp.broadcast_to(jnp.asarray(origin), held.shape[:2])[..., None]
-    scores = logits.at[held, b, w].get(mode="fill", fill_value=0.0) - origin
-    penalty = limits.repetition_penalty
-    scores = jnp.where(scores < 0, scores * penalty, scores / penalty)
-    return logits.at[held, b, w].set(scores + origin, mode="drop")
+    """Biases, penalties and the decay, of scores that count from `origin` [B, W]."""
+    if limits.sequence_bias is not None:
+        logits = add_to_sequences(logits, limits.sequence_bias, state)
+    if limits.encoder_repetition_penalty is not None:
+        # It makes them more probable, where the other makes them less.
+        penalty = 1 / limits.encoder_repetition_penalty
+        logits = penalise_held(logits, limits.source[:, None], origin, penalty)
+    if limits.repetition_penalty is not None:
+        text = written(state, logits.shape[0])
+        logits = penalise_held(logits, text, origin, limits.repetition_penalty)
+    if limits.decay is not None:
+        start, factor = limits.decay
+        logits = decay(logits, rules.eos, origin, state.step - start, factor)
+    return logits
 
 
-def _ban_repeated_ngrams(logits: jax.Array, state: State, rules: Rules) -> jax.Array:
-    """-inf where a token would end an n-gram that its beam already holds.
-
-    The decoder's start token counts as the first token, as in fairseq. </s> is never banned: with
-    n = 1 and </s> as the start token no hypothesis could ever end.
+def _check_shape(what: str, found: jax.Array, shape: tuple[int, ...], meaning: str) -> None:
     """
-    n, step = rules.no_repeat_ngram_size, state.step
-    held = history(state)
-    starts = held.shape[2] - (n - 1)  # n-grams that fit into [B, W, T]
-    if starts < 1:
-        return logits
-    repeats = jnp.arange(starts) + n - 1 <= step
-    for i in range(n - 1):
-        last = jax.lax.dynamic_slice_in_dim(held, step - (n - 2) + i, 1, 2)
-        repeats &= held[:, :, i : i + starts] == last
-    banned = held[:, :, n - 1 :]  # [B, W, starts]
-    banned = jnp.where(repeats & (banned != rules.eos), banned, logits.shape[0])
-    b, w = jnp.indices(banned.shape[:2])
-    return logits.at[banned, b[..., None], w[..., None]].set(-jnp.inf, mode="drop")
+    Raises:
+        ValueError: a caller's function gives an array of another shape.
+    """
+    if found.shape != shape:
+        raise ValueError(
+            f"{what} gives an array of shape {found.shape} for {shape[0]} rows of tokens; "
+            f"it must be {shape}, {meaning} of the vocabulary"
+        )

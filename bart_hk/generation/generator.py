@@ -30,6 +30,7 @@ from bart_hk.generation.state import (
     Extra,
     LanguageModel,
     Limits,
+    LogitsProcessor,
     Rules,
     State,
     begin,
@@ -78,6 +79,7 @@ class Generator:
         constraints: Any = None,
         prefix_allowed_tokens_fn: AllowedTokens | None = None,
         lm: LanguageModel | None = None,
+        logits_processor: LogitsProcessor | None = None,
         encoder_out: Any = None,
         draw_numbers: Sequence[int] | None = None,
         max_tokens: int = MAX_TOKENS,
@@ -112,6 +114,10 @@ class Generator:
                 the decoder's: a function of int32 [N, T] tokens, the decoder's start token first,
                 and of how many of them count, to float32 [N, V]. It is compiled with the search, so
                 it is made of jax and pure, and the same function is compiled once.
+            logits_processor: a function of the same kind that is also given the scores float32
+                [N, V] of the next token, and gives others for them: logits in greedy search and
+                sampling, log probabilities in ensembles and with several beams. It has the last
+                word, but cannot allow what is forbidden. transformers' has no number of tokens.
             encoder_out: what `bart.encode` gives for the rows, padded to one length (of an ensemble
                 for each member); then nothing is encoded here.
             draw_numbers: of each row, what tells its draws from those of equal rows; by default how
@@ -147,6 +153,7 @@ class Generator:
             constraints=constraints,
             prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
             lm=lm,
+            logits_processor=logits_processor,
             draw_numbers=draw_numbers,
         )
         encoder_out, planned = self._planned(request, encoder_out, max_tokens, batch_size)
@@ -186,6 +193,7 @@ class Generator:
         prefix_allowed_tokens_fn: AllowedTokens | None = None,
         lm: LanguageModel | None = None,
         encoder_out: Any = None,
+        logits_processor: LogitsProcessor | None = None,
     ) -> Iterator[int]:
         """The generated ids of one source, `</s>` last, each as soon as it is known.
 
@@ -213,6 +221,7 @@ class Generator:
             prefix_tokens=None if prefix_tokens is None else [prefix_tokens],
             prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
             lm=lm,
+            logits_processor=logits_processor,
         )
         encoder_out, planned = self._planned(request, encoder_out, 1, 1)
         return self._tokens(params, request, encoder_out, *planned)

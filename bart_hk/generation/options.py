@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import math
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -20,7 +20,7 @@ class GenerationOptions:
     Unless another method is named it is beam search (`beam=1`: greedy search). Lengths count
     generated tokens: the forced first token (`<s>`) is one, the decoder's start token is not.
     Source of names, defaults and meaning: fairseq `dataclass/configs.py`, `sequence_generator.py`;
-    `repetition_penalty`, `early_stopping`, `penalty_alpha` are transformers'.
+    of what fairseq does not have, transformers' `GenerationConfig`.
 
     Raises:
         ValueError: a value is out of its range, or two exclude each other.
@@ -48,6 +48,14 @@ class GenerationOptions:
     beam_sampling: bool = False  # a beam search whose 2 * beam candidates are drawn, not the best
     sampling_topk: int = -1
     sampling_topp: float = -1.0
+    # Of those, in this order, only tokens: at least `min_p` times as probable as the most probable
+    # one; those of a surprise near to the expected one that together reach `typical_p`; at least as
+    # probable as `epsilon_cutoff`; or as that and the entropy allow (`eta_cutoff`). See
+    # `bart_hk.generation.sampling.truncate`.
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    epsilon_cutoff: float = 0.0
+    eta_cutoff: float = 0.0
     seed: int = 1  # a row's draws follow from this and from the row alone
     # The beams in so many groups, in which a token costs `strength` for each earlier group that
     # chooses it in the same step, and more the more the groups had in common before: the
@@ -65,10 +73,23 @@ class GenerationOptions:
 
     forced_bos_token_id: int | None = None  # the first generated token; None: the model's
     suppress_tokens: tuple[int, ...] = ()  # ids that are never chosen
+    begin_suppress_tokens: tuple[int, ...] = ()  # ... nor as the first token that is not forced
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()  # sequences of ids that never come up
+    # Sequences of ids and what is added to the score of a token that completes one; also a mapping.
+    sequence_bias: tuple[tuple[tuple[int, ...], float], ...] = ()
     # Divides positive scores of tokens that a hypothesis already holds, and multiplies negative
     # ones: logits, or in searches with several beams, and of an ensemble, whose members share
     # nothing but probabilities, log probabilities; 1: nothing.
     repetition_penalty: float = 1.0
+    # The same for tokens of the source, </s> included, which above 1 become more probable.
+    encoder_repetition_penalty: float = 1.0
+    encoder_no_repeat_ngram_size: int = 0  # no n-gram of the source, </s> included; 0: no limit
+    # (start, factor): after `start` tokens the score s of </s> becomes s + |s| (factor ** n - 1), n
+    # tokens later.
+    exponential_decay_length_penalty: tuple[int, float] | None = None
+    # Log probabilities are of what may be chosen alone: bans and penalties then make the rest more
+    # probable, and a forced token is certain.
+    renormalize_logits: bool = False
     # True: a search is over once it has `beam` hypotheses. Otherwise better hypotheses take the
     # places of worse ones, until no beam could still end better than the worst: were it to end now
     # (False), or, for lenpen > 0, at its greatest length ("never").
@@ -77,8 +98,8 @@ class GenerationOptions:
     print_alignment: Literal["hard", "soft"] | None = None  # what "alignment" holds
 
     def __post_init__(self) -> None:
-        if isinstance(self.suppress_tokens, list | np.ndarray):
-            object.__setattr__(self, "suppress_tokens", tuple(self.suppress_tokens))
+        for name in _SEQUENCES:
+            object.__setattr__(self, name, _frozen(getattr(self, name)))
         for name, kind in get_type_hints(type(self)).items():
             value = getattr(self, name)
             if not _fits(value, kind):
@@ -86,7 +107,7 @@ class GenerationOptions:
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        for name in ("temperature", "repetition_penalty"):
+        for name in ("temperature", "repetition_penalty", "encoder_repetition_penalty"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
         for name, kind in get_type_hints(type(self)).items():
@@ -111,6 +132,30 @@ class GenerationOptions:
         for name in ("penalty_alpha", "diversity_discount"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, not {getattr(self, name)}")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p must be from 0 (for none) to 1, not {self.min_p}")
+        if not 0 < self.typical_p <= 1:
+            raise ValueError(
+                f"typical_p must be greater than 0 and at most 1 (for none), not {self.typical_p}"
+            )
+        for name in ("epsilon_cutoff", "eta_cutoff"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} must be from 0 (for none) to below 1, not {getattr(self, name)}"
+                )
+        for name, rows in (
+            ("bad_words_ids", self.bad_words_ids),
+            ("sequence_bias", [ids for ids, _ in self.sequence_bias]),
+        ):
+            if () in rows:
+                raise ValueError(f"{name} holds a sequence without any id; leave it out")
+        if self.exponential_decay_length_penalty is not None:
+            start, factor = self.exponential_decay_length_penalty
+            if start < 0 or not 0 < factor <= _LARGEST:
+                raise ValueError(
+                    "exponential_decay_length_penalty must be a start from 0 and a factor greater "
+                    f"than 0, not {self.exponential_decay_length_penalty}"
+                )
         if self.diversity_candidate_multiple not in (1, 2):
             raise ValueError(
                 "diversity_candidate_multiple must be 1 or 2, "
@@ -147,8 +192,7 @@ class GenerationOptions:
         samples, groups = ("sampling", "beam_sampling"), ("diverse_beam_groups",)
         needs = {
             "sampling_topk": (*samples, "penalty_alpha"),
-            "sampling_topp": samples,
-            "seed": samples,
+            **dict.fromkeys(("sampling_topp", *_FILTERS, "seed"), samples),
             "diverse_beam_strength": groups,
             "diversity_discount": groups,
             "diversity_candidate_multiple": groups,
@@ -236,7 +280,30 @@ class GenerationOptions:
 
 _LARGEST = 1e6  # beyond, float32 would soon hold nothing but zeros and infinities
 _LEAST = {"beam": 1, "nbest": 0, "min_len": 0, "no_repeat_ngram_size": 0, "seed": 0}
-_LEAST |= {"diverse_beam_strength": 0}
+_LEAST |= {"diverse_beam_strength": 0, "encoder_no_repeat_ngram_size": 0}
+_FILTERS = ("min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_DESCRIBED = {
+    tuple[int, ...]: "a list of ids",
+    tuple[tuple[int, ...], ...]: "a list of lists of ids",
+    tuple[tuple[tuple[int, ...], float], ...]: "pairs of a list of ids and a number",
+    tuple[int, float]: "a pair of a length and a factor",
+}
+_SEQUENCES = (
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "bad_words_ids",
+    "sequence_bias",
+    "exponential_decay_length_penalty",
+)
+
+
+def _frozen(value: Any) -> Any:
+    """Lists, arrays and mappings as tuples, and what they hold."""
+    if isinstance(value, Mapping):
+        return tuple((_frozen(key), _frozen(one)) for key, one in value.items())
+    if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim):
+        return tuple(map(_frozen, value))
+    return value
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -248,7 +315,12 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is type(None):
         return value is None
     if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(_fits(one, int) for one in value)
+        parts = get_args(kind)
+        if not isinstance(value, tuple):
+            return False
+        if parts[-1] is Ellipsis:
+            parts = parts[:1] * len(value)
+        return len(value) == len(parts) and all(map(_fits, value, parts))
     if kind is bool:
         return isinstance(value, bool | np.bool_)
     if isinstance(value, bool | np.bool_):
@@ -265,5 +337,5 @@ def _described(kind: Any) -> str:
     if get_origin(kind) in (Union, types.UnionType):
         return " or ".join(map(_described, get_args(kind)))
     if get_origin(kind) is tuple:
-        return "a list of ids"
+        return _DESCRIBED[kind]
     return "None" if kind is type(None) else f"of type {kind.__name__}"

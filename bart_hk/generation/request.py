@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from bart_hk.config import BARTConfig
+from bart_hk.data.batching import pad_rows
 from bart_hk.errors import NothingFoundWarning
 from bart_hk.generation.conditions import (
     AllowedTokens,
@@ -24,12 +25,16 @@ from bart_hk.generation.constraints import (
     checked_constraints,
     compile_constraints,
 )
+from bart_hk.generation.histories import Sequences, padded_ids
 from bart_hk.generation.lists import checked_rows
 from bart_hk.generation.options import GenerationOptions
-from bart_hk.generation.state import LanguageModel, Limits, Rules
+from bart_hk.generation.state import LanguageModel, Limits, LogitsProcessor, Rules
 from bart_hk.generation.trie import Trie
 
 _MOST = np.iinfo(np.int32).max  # what one dimension of an array may have
+# Options that may leave a row nothing.
+_BANS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
+_NO_REPEATS = ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Request:
     options: GenerationOptions
     rules: Rules
     sources: list[np.ndarray]  # int32 [S_i] each
+    prompts: np.ndarray  # int32, of each row; tokens after which lengths are counted
     min_len: np.ndarray  # int32, of each row
     max_len: np.ndarray  # int32, of each row
     prefixes: list[np.ndarray]  # int32 [P_i] each
@@ -59,6 +65,7 @@ class Request:
         constraints: Any = None,
         prefix_allowed_tokens_fn: AllowedTokens | None = None,
         lm: LanguageModel | None = None,
+        logits_processor: LogitsProcessor | None = None,
         draw_numbers: Sequence[int] | None = None,
     ) -> "Request":
         """From `Generator.generate`'s arguments.
@@ -68,18 +75,25 @@ class Request:
         """
         if constraints is not None and options.constraints is None:
             options = dataclasses.replace(options, constraints="unordered")
+        if not (logits_processor is None or callable(logits_processor)):
+            raise ValueError(
+                "logits_processor must be a function of tokens, their number and scores, not a "
+                f"{type(logits_processor).__name__}"
+            )
         restricted = prefix_allowed_tokens_fn is not None
         _check(config, options, is_ensemble, constraints is not None, restricted, lm is not None)
         sources = checked_rows("input", rows, config.max_source_positions, config.source_vocabulary)
         lengths = [len(row) for row in sources]
         min_len, max_len = options.length_limits(lengths, config.max_target_positions)
+        prompts = np.zeros(len(sources), np.int32)
         if "encoder" not in config.sides:
             if prefix_tokens is not None:
                 raise ValueError(
                     "a decoder_only model goes on after its input: write prefix_tokens there"
                 )
             prefix_tokens = [row[: len(row) - (row[-1] == config.eos_token_id)] for row in sources]
-            min_len, max_len = _after_prompts(prefix_tokens, min_len, max_len, config)
+            prompts = np.array([len(prompt) for prompt in prefix_tokens], np.int32)
+            min_len, max_len = _after_prompts(prompts, min_len, max_len, config)
         prefixes = checked_prefixes(prefix_tokens, options, max_len, config)
         if constraints is not None:
             room = [most - len(prefix) for most, prefix in zip(max_len, prefixes, strict=True)]
@@ -99,8 +113,9 @@ class Request:
             trie, allowed = allowed.tables(config.vocab_size, config.eos_token_id), None
         return cls(
             options,
-            _rules(config, options, is_ensemble, restricted, lm),
+            _rules(config, options, is_ensemble, restricted, lm, logits_processor),
             sources,
+            prompts,
             min_len,
             max_len,
             prefixes,
@@ -114,11 +129,21 @@ class Request:
         """Of the rows `batch`, and of rows of padding up to `count`."""
         options = self.options
         room = (0, count - len(batch))
-        suppress = None
-        if options.suppress_tokens:
-            ids = np.asarray(options.suppress_tokens, np.int32)
-            size = 1 << (len(ids) - 1).bit_length()
-            suppress = np.pad(ids, (0, size - len(ids)), constant_values=vocabulary)
+        decay = source = None
+        if options.exponential_decay_length_penalty is not None:
+            start, factor = options.exponential_decay_length_penalty
+            decay = (np.pad(self.prompts[batch], room) + np.int32(start), np.float32(factor))
+        if options.encoder_repetition_penalty != 1 or options.encoder_no_repeat_ngram_size:
+            rows = [self.sources[i] for i in batch]
+            width = 1 << (max(map(len, rows)) - 1).bit_length()
+            source = pad_rows(rows, vocabulary, width, count)
+        banned = [(ids, -np.inf) for ids in options.bad_words_ids]
+
+        def value(name: str) -> np.float32 | None:
+            """Of an option that the search does without where it has its default."""
+            chosen = getattr(options, name)
+            return None if chosen == getattr(GenerationOptions, name) else np.float32(chosen)
+
         strength = options.diverse_beam_strength
         if self.rules.method == "siblings":
             strength = options.diversity_rate
@@ -134,10 +159,20 @@ class Request:
             unkpen=np.float32(options.unkpen),
             free_eos=np.bool_(options.match_source_len),
             lenpen=np.float32(0 if options.unnormalized else options.lenpen),
-            suppress=suppress,
-            repetition_penalty=np.float32(options.repetition_penalty),
+            suppress=padded_ids(options.suppress_tokens, vocabulary),
+            begin_suppress=padded_ids(options.begin_suppress_tokens, vocabulary),
+            sequence_bias=Sequences.of(options.sequence_bias, vocabulary),
+            bad_words=Sequences.of(banned, vocabulary),
+            repetition_penalty=value("repetition_penalty"),
+            encoder_repetition_penalty=value("encoder_repetition_penalty"),
+            source=source,
+            decay=decay,
             draws=None if self.draws is None else np.pad(self.draws[batch], (room, (0, 0))),
             topp=np.float32(options.sampling_topp),
+            min_p=value("min_p"),
+            typical_p=value("typical_p"),
+            epsilon_cutoff=value("epsilon_cutoff"),
+            eta_cutoff=value("eta_cutoff"),
             strength=np.float32(strength),
             discount=np.float32(options.diversity_discount),
             penalty_alpha=np.float32(options.penalty_alpha),
@@ -154,8 +189,9 @@ class Request:
         in_force = {
             "prefix_allowed_tokens_fn": self.trie is not None or self.allowed is not None,
             "constraints": self.constraints is not None,
-            "suppress_tokens": bool(options.suppress_tokens),
-            f"no_repeat_ngram_size={options.no_repeat_ngram_size}": options.no_repeat_ngram_size,
+            "logits_processor": self.rules.logits_processor is not None,
+            **{name: bool(getattr(options, name)) for name in _BANS},
+            **{f"{name}={getattr(options, name)}": getattr(options, name) for name in _NO_REPEATS},
             f"min_len={options.min_len}": options.min_len > 1,
         }
         names = [name for name, is_on in in_force.items() if is_on]
@@ -172,14 +208,13 @@ class Request:
 
 
 def _after_prompts(
-    prompts: Sequence[np.ndarray], min_len: np.ndarray, max_len: np.ndarray, config: BARTConfig
+    sizes: np.ndarray, min_len: np.ndarray, max_len: np.ndarray, config: BARTConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The least and greatest lengths, int32 [B], of texts that begin with prompts.
+    """The least and greatest lengths, int32 [B], of texts that begin with prompts of these sizes.
 
     Raises:
         ValueError: a prompt leaves no room.
     """
-    sizes = np.array([len(prompt) for prompt in prompts], np.int32)
     longest = np.minimum(max_len + sizes, config.max_target_positions - 1).astype(np.int32)
     for i in np.flatnonzero(longest < min_len + sizes):
         raise ValueError(
@@ -267,6 +302,24 @@ def _check(
     if options.lm_weight != 1 and not has_lm:
         raise ValueError(f"lm_weight={options.lm_weight} has no meaning without an lm")
     check_ids("suppress_tokens", options.suppress_tokens, config.vocab_size)
+    check_ids("begin_suppress_tokens", options.begin_suppress_tokens, config.vocab_size)
+    for name, rows in (
+        ("bad_words_ids", options.bad_words_ids),
+        ("sequence_bias", [ids for ids, _ in options.sequence_bias]),
+    ):
+        check_ids(name, [number for ids in rows for number in ids], config.vocab_size)
+    if (config.eos_token_id,) in options.bad_words_ids:
+        raise ValueError(
+            f"bad_words_ids holds </s> ({config.eos_token_id}) alone, without which no hypothesis "
+            "ends; min_len makes them longer"
+        )
+    for name in ("encoder_repetition_penalty", "encoder_no_repeat_ngram_size"):
+        value = getattr(options, name)
+        if value != getattr(GenerationOptions, name) and config.source_encoder_layers:
+            raise ValueError(
+                f"{name}={value} has no meaning: this model's sources have a vocabulary of their "
+                "own"
+            )
     if config.eos_token_id in options.suppress_tokens:
         raise ValueError(
             f"suppress_tokens holds </s> ({config.eos_token_id}), without which no hypothesis "
@@ -301,6 +354,7 @@ def _rules(
     is_ensemble: bool,
     restricted: bool,
     lm: LanguageModel | None,
+    logits_processor: LogitsProcessor | None,
 ) -> Rules:
     changes: dict[str, Any] = {}
     if options.is_sampled:
@@ -321,19 +375,20 @@ def _rules(
         changes["beam"] = options.sampling_topk
     elif restricted:
         changes["candidate_multiple"] = 1  # as in fairseq
-    if options.repetition_penalty != 1:
-        on_logits = (options.sampling or options.beam == 1) and not is_ensemble
-        changes["repetition"] = "logits" if on_logits else "log_probs"
     rules = Rules(
         beam=options.beam,
         eos=config.eos_token_id,
         pad=config.pad_token_id,
         unk=config.unk_token_id,
         no_repeat_ngram_size=options.no_repeat_ngram_size,
+        encoder_no_repeat_ngram_size=options.encoder_no_repeat_ngram_size,
+        on_logits=(options.sampling or options.beam == 1) and not is_ensemble,
+        renormalised=options.renormalize_logits,
         # The members of an ensemble have their own probabilities tempered.
         tempered=options.temperature != 1.0 and not is_ensemble,
         early_stopping=options.early_stopping,
         lm=lm,
+        logits_processor=logits_processor,
     )
     rules = dataclasses.replace(rules, **changes)
     if rules.method in ("beam", "contrastive"):  # fairseq's bound

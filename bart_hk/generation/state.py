@@ -19,6 +19,8 @@ import numpy as np
 Method = Literal["beam", "siblings", "groups", "constraints", "sampling", "beam_sampling"]
 # (tokens int32 [N, T], how many of them count) -> log probabilities float32 [N, V] of the next
 LanguageModel = Callable[[jax.Array, jax.Array], jax.Array]
+# (tokens int32 [N, T], how many of them count, scores float32 [N, V] of the next) -> new scores
+LogitsProcessor = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,17 @@ class Rules:
     method: Method | Literal["contrastive"] = "beam"
     no_repeat_ngram_size: int = 0
     tempered: bool = False  # is the temperature anything but 1?
-    # HF's repetition penalty: none, on logits (greedy, sampling), or on log probabilities (beams).
-    repetition: Literal["none", "logits", "log_probs"] = "none"
+    encoder_no_repeat_ngram_size: int = 0
+    # Do biases and penalties work on logits (greedy search, sampling) or on log probabilities?
+    on_logits: bool = False
+    renormalised: bool = False  # are the probabilities of what may be chosen made to sum to 1?
     groups: int = 1  # of diverse beam search
     candidate_multiple: int = 2  # candidates for each beam; 1: an ended beam leaves its place empty
     topk: int = 0  # sampling: from so many tokens; contrastive search: so many candidates; 0: all
     nucleus: bool = False  # sampling: from the most probable tokens alone?
     early_stopping: bool | str = True
     lm: LanguageModel | None = None
+    logits_processor: LogitsProcessor | None = None
 
     @property
     def at_the_beginning(self) -> "Rules":
@@ -62,9 +67,19 @@ class Limits(NamedTuple):
     free_eos: Any = np.bool_(False)  # </s> at the greatest length scores 0 (match_source_len)
     lenpen: Any = np.float32(1)  # for the rules of when to stop that compare scores
     suppress: Any = None  # int32 [N], V where there is none
-    repetition_penalty: Any = np.float32(1)
+    begin_suppress: Any = None  # the same, for the first token behind the prefix
+    sequence_bias: Any = None  # `bart_hk.generation.histories.Sequences`
+    bad_words: Any = None  # the same
+    repetition_penalty: Any = None  # float32
+    encoder_repetition_penalty: Any = None  # float32
+    source: Any = None  # int32 [B, S], V behind the last; for what looks at the source
+    decay: Any = None  # of </s>: int32 [B] the length that it begins after, float32 the factor
     draws: Any = None  # uint32 [B, 2], the row's key of a sampling
     topp: Any = np.float32(1)
+    min_p: Any = None  # float32, as are the three that follow
+    typical_p: Any = None
+    epsilon_cutoff: Any = None
+    eta_cutoff: Any = None
     strength: Any = np.float32(0)  # of the diversity between groups, or the rate among siblings
     discount: Any = np.float32(1)
     penalty_alpha: Any = np.float32(0)

@@ -81,6 +81,7 @@ class GeneratingBART(AttentiveBART):
         constraints: Any = None,
         ordered: bool = False,
         lm: Any = None,
+        logits_processor: Any = None,
         encoder_out: Any = None,
         draw_numbers: Sequence[int] | None = None,
         attention: bool = True,
@@ -107,6 +108,8 @@ class GeneratingBART(AttentiveBART):
             ordered: they must come up in the given order.
             lm: (tokens int32 [N, T], length) -> log probabilities float32 [N, V] of the token after
                 the first `length`; added to the model's, times `lm_weight` (shallow fusion).
+            logits_processor: (tokens, length, scores float32 [N, V]) -> scores [N, V], see
+                `bart_hk.generation.generator.Generator.generate`.
             encoder_out: of `model.encode`, for these rows in this order, instead of encoding them.
             draw_numbers: of each row, what tells its draws from those of equal rows; by default how
                 many equal rows came before it. A list that is given in parts needs them.
@@ -148,6 +151,7 @@ class GeneratingBART(AttentiveBART):
                     constraints=_constraints(given["constraints"], single, len(rows), kept),
                     prefix_allowed_tokens_fn=function,
                     lm=lm,
+                    logits_processor=logits_processor,
                     encoder_out=encoder_out,
                     draw_numbers=None if draw_numbers is None else [draw_numbers[i] for i in kept],
                     attention=attention,
@@ -295,6 +299,7 @@ class GeneratingBART(AttentiveBART):
         prefix_allowed_tokens_fn: Any = None,
         lm: Any = None,
         encoder_out: Any = None,
+        logits_processor: Any = None,
         **kwargs: Any,
     ) -> Iterator[str]:
         """The text that `sample` gives, in pieces, each as soon as it is certain.
@@ -305,7 +310,7 @@ class GeneratingBART(AttentiveBART):
         Args:
             sentence: one text.
             prefix_tokens: what the text begins with: a string, or ids with `<s>`.
-            prefix_allowed_tokens_fn, lm, encoder_out: as for `generate`.
+            prefix_allowed_tokens_fn, lm, logits_processor, encoder_out: as for `generate`.
             **kwargs: `GenerationOptions`. There is one hypothesis, so greedy search and sampling
                 alone can stream.
 
@@ -329,6 +334,7 @@ class GeneratingBART(AttentiveBART):
             prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
             lm=lm,
             encoder_out=encoder_out,
+            logits_processor=logits_processor,
         )
         held_words = 0 if isinstance(self.bpe, _GROWING) else _HELD_WORDS
         return text_pieces(ids, self.decode, held_words)
