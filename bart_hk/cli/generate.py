@@ -80,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--prefix-size", type=int, default=0, metavar="N", help="... or N tokens of its reference")
     add("--allowed-outputs", metavar="FILE", help="only what is on one of its lines may come out")
     add("--lm", metavar="MODULE:NAME", help="a function (tokens, length) -> log probabilities")
+    processor = "a function (tokens, length, scores) -> scores, of the next token"
+    add("--logits-processor", metavar="MODULE:NAME", help=processor)
     add(
         "--replace-unk",
         nargs="?",
@@ -276,8 +278,9 @@ def generate(job: _Job) -> None:
 def _command(job: _Job) -> dict[str, Any]:
     """The options that change what is written."""
     arguments = vars(job.arguments)
-    written = ("format", "columns", "metrics", "prefix", "prefix_size", "lm", "replace_unk")
-    return {**{name: arguments[name] for name in ("nbest", *written)}, **job.options}
+    written = ("format", "columns", "metrics", "prefix", "prefix_size", "lm", "logits_processor")
+    names = ("nbest", *written, "replace_unk")
+    return {**{name: arguments[name] for name in names}, **job.options}
 
 
 def _generate_all(

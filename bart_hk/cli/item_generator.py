@@ -45,7 +45,8 @@ class ItemGenerator:
         self.words: Mapping[str, str] = {}
         if arguments.replace_unk:
             self.words = alignment.read_dictionary(arguments.replace_unk)
-        self.lm = _function(arguments.lm) if arguments.lm else None
+        self.lm = _function("lm", arguments)
+        self.logits_processor = _function("logits_processor", arguments)
         self.bart: BARTHubInterface = load(
             arguments.path, data_name_or_path=arguments.data, **kwargs
         )
@@ -119,6 +120,7 @@ class ItemGenerator:
                     list(rows),
                     prefix_allowed_tokens_fn=self.trie,
                     lm=self.lm,
+                    logits_processor=self.logits_processor,
                     attention=False,
                     max_tokens=arguments.max_tokens,
                     batch_size=arguments.batch_size,
@@ -163,12 +165,14 @@ class ItemGenerator:
         return {**hypothesis, "text": text, "symbols": " ".join(symbols), "alignment": pairs}
 
 
-def _function(name: str) -> Callable[..., Any]:
-    """A function by "module:name".
+def _function(argument: str, arguments: argparse.Namespace) -> Callable[..., Any] | None:
+    """The function that an argument names as "module:name", if it is given.
 
     Raises:
         ValueError: there is none.
     """
+    if (name := getattr(arguments, argument)) is None:
+        return None
     module, _, attribute = name.partition(":")
     sys.path.insert(0, os.getcwd())
     try:
@@ -177,6 +181,7 @@ def _function(name: str) -> Callable[..., Any]:
             raise ValueError(f"a {type(function).__name__} is no function")
         return function
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"--lm {name}: {error}; it is MODULE:NAME of a function") from None
+        flag = f"--{argument.replace('_', '-')}"
+        raise ValueError(f"{flag} {name}: {error}; it is MODULE:NAME of a function") from None
     finally:
         sys.path.remove(os.getcwd())

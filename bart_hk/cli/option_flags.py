@@ -56,9 +56,10 @@ def _arguments(kind: Any) -> dict[str, Any]:
     """What argparse needs to know to read a value of a field's type."""
     if kind is bool:
         return {"action": "store_true"}
-    if get_origin(kind) is tuple:
-        return {"type": int, "nargs": "+", "metavar": "ID"}
     parts = [part for part in get_args(kind) if part is not type(None)] or [kind]
+    for of_tuple in (kind, parts[0]):
+        if of_tuple in _TUPLES:
+            return _TUPLES[of_tuple]
     choices = [c for part in parts if get_origin(part) is Literal for c in get_args(part)]
     if bool in parts:  # True, False or a word
         words = {"true": True, "false": False, **{choice: choice for choice in choices}}
@@ -66,6 +67,36 @@ def _arguments(kind: Any) -> dict[str, Any]:
     if choices:  # as in fairseq, the flag alone is the first of them
         return {"choices": choices, "nargs": "?", "const": choices[0]}
     return {"type": parts[0], "metavar": "N" if parts[0] is int else "X"}
+
+
+def _ids(word: str) -> list[int]:
+    """`5,6` as [5, 6]."""
+    return [int(part) for part in word.split(",")]
+
+
+def _biased_ids(word: str) -> tuple[list[int], float]:
+    """`5,6=-1.5` as ([5, 6], -1.5)."""
+    ids, _, added = word.partition("=")
+    return _ids(ids), float(added)
+
+
+def _number(word: str) -> int | float:
+    return int(word) if word.isdecimal() else float(word)
+
+
+# What tuples are read from.
+_TUPLES: dict[Any, dict[str, Any]] = {
+    tuple[int, ...]: {"type": int, "nargs": "+", "metavar": "ID"},
+    tuple[tuple[int, ...], ...]: {"type": _ids, "nargs": "+", "metavar": "ID,ID"},
+    tuple[tuple[tuple[int, ...], float], ...]: {
+        "type": _biased_ids,
+        "nargs": "+",
+        "metavar": "ID,ID=X",
+    },
+    tuple[int, float]: {"type": _number, "nargs": 2, "metavar": ("N", "X")},
+}
+for _reader, _name in ((_ids, "list of ids"), (_biased_ids, "biased list"), (_number, "number")):
+    _reader.__name__ = _name  # what argparse calls it in an error
 
 
 class _Words:

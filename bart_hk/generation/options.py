@@ -149,6 +149,9 @@ class GenerationOptions:
         ):
             if () in rows:
                 raise ValueError(f"{name} holds a sequence without any id; leave it out")
+        for _, added in self.sequence_bias:
+            if abs(added) > _LARGEST:
+                raise ValueError(f"sequence_bias must be at most {_LARGEST:g} in size, not {added}")
         if self.exponential_decay_length_penalty is not None:
             start, factor = self.exponential_decay_length_penalty
             if start < 0 or not 0 < factor <= _LARGEST:

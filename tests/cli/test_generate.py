@@ -298,13 +298,19 @@ def test_texts_that_are_too_long_are_cut_and_counted(run, tmp_path, caplog):
 
 def test_every_option_is_a_flag():
     values = {"diverse_beam_groups": "5", "early_stopping": "never", "constraints": "unordered"}
+    values |= {"bad_words_ids": "5,6", "sequence_bias": "5,6=-1.5"}
     alone = {"constraints", "print_alignment"}
     switched = {"sampling", "beam_sampling", "unnormalized", "match_source_len"}
+    switched |= {"renormalize_logits"}
     for field in dataclasses.fields(GenerationOptions):
         flag = f"--{field.name.replace('_', '-')}"
         more = {
             "sampling_topk": ["--beam-sampling"],
-            "sampling_topp": ["--beam-sampling"],
+            **dict.fromkeys(
+                ("sampling_topp", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+                ["--beam-sampling"],
+            ),
+            "exponential_decay_length_penalty": ["1.5"],
             "diverse_beam_strength": ["--diverse-beam-groups", "5"],
             "diversity_discount": ["--diverse-beam-groups", "5"],
             "penalty_alpha": ["--sampling-topk", "4"],
@@ -326,6 +332,13 @@ def test_every_option_is_a_flag():
     assert _Job.parse(["--path", "x", "--suppress-tokens", "5", "6"]).options[
         "suppress_tokens"
     ] == [5, 6]
+    given = "--bad-words-ids 5,6 7 --sequence-bias 5,6=-1.5 7=2 --exponential-decay-length-penalty"
+    options = _Job.parse(["--path", "x", *given.split(), "20", "1.5"]).options
+    assert options == {
+        "bad_words_ids": [[5, 6], [7]],
+        "sequence_bias": [([5, 6], -1.5), ([7], 2.0)],
+        "exponential_decay_length_penalty": [20, 1.5],
+    }
 
 
 def test_presets_are_fairseqs_and_flags_win(run, texts):
@@ -664,6 +677,8 @@ def test_output_of_standard_input_appears_whole(run, tmp_path):
         ),
         (["p.jsonl", "--prefix-size", "2"], "and the prefix of input 0 both say how its output"),
         (["typo.jsonl"], 'line 1: there is no key "constraint"; did you mean "constraints"?'),
+        (["in.txt", "--bad-words-ids", "a"], "argument --bad-words-ids: invalid list of ids value"),
+        (["in.txt", "--logits-processor", "nope:f"], "--logits-processor nope:f: No module named"),
         (["in.txt", "--lm", "nope:f"], "--lm nope:f: No module named 'nope'"),
         (["in.txt", "--lm-weight", "2"], "lm_weight=2.0 has no meaning without an lm"),
         (["in.txt", "--replace-unk", "nowhere"], "alignment dictionary nowhere does not exist"),

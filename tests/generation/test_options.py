@@ -44,6 +44,17 @@ def test_defaults_are_fairseqs():
         "penalty_alpha": 0.0,
         "forced_bos_token_id": None,
         "suppress_tokens": (),
+        "begin_suppress_tokens": (),
+        "bad_words_ids": (),
+        "sequence_bias": (),
+        "encoder_repetition_penalty": 1.0,
+        "encoder_no_repeat_ngram_size": 0,
+        "exponential_decay_length_penalty": None,
+        "renormalize_logits": False,
+        "min_p": 0.0,
+        "typical_p": 1.0,
+        "epsilon_cutoff": 0.0,
+        "eta_cutoff": 0.0,
         "repetition_penalty": 1.0,
         "early_stopping": True,
     }
@@ -92,6 +103,20 @@ def test_an_unknown_option_is_refused(kwargs, message):
         ({"suppress_tokens": (1.5,)}, "suppress_tokens must be a list of ids, not"),
         ({"temperature": 1e-45}, "temperature must be at least 1e-06 in size, not 1e-45"),
         ({"unkpen": -1e39}, "unkpen must be at most 1e\\+06 in size, not -1e\\+39"),
+        ({"sampling": True, "min_p": 1.5}, "min_p must be from 0 \\(for none\\) to 1, not 1.5"),
+        ({"sampling": True, "typical_p": 0.0}, "typical_p must be greater than 0 and at most 1"),
+        ({"sampling": True, "epsilon_cutoff": 1.0}, "epsilon_cutoff must be from 0 .* below 1"),
+        ({"sampling": True, "eta_cutoff": -0.1}, "eta_cutoff must be from 0 .*, not -0.1"),
+        ({"encoder_repetition_penalty": 0.0}, "encoder_repetition_penalty must be greater than 0"),
+        ({"encoder_no_repeat_ngram_size": -1}, "encoder_no_repeat_ngram_size must be at least 0"),
+        ({"bad_words_ids": [5]}, r"bad_words_ids must be a list of lists of ids, not \(5,\)"),
+        ({"bad_words_ids": [[5], []]}, "bad_words_ids holds a sequence without any id; leave it"),
+        ({"sequence_bias": {5: 1.0}}, "sequence_bias must be pairs of a list of ids and a number"),
+        ({"sequence_bias": {(5,): -np.inf}}, "pairs of a list of ids and a number, not .*inf"),
+        ({"sequence_bias": {(5,): 1e9}}, "sequence_bias must be at most 1e\\+06 in size, not"),
+        ({"sequence_bias": {(): 1.0}}, "sequence_bias holds a sequence without any id"),
+        ({"exponential_decay_length_penalty": 1.5}, "must be a pair of a length and a factor or N"),
+        ({"exponential_decay_length_penalty": (5, 0)}, "a start from 0 and a factor greater than"),
         ({"penalty_alpha": 1.5}, "penalty_alpha must be from 0 to 1, not 1.5"),
     ],
 )
@@ -113,6 +138,7 @@ def test_a_value_out_of_range_is_refused(kwargs, message):
             "beam_sampling and constraints exclude",
         ),
         ({"sampling_topk": 3}, "sampling_topk=3 has no meaning in beam search; it goes with sampl"),
+        ({"min_p": 0.1}, "min_p=0.1 has no meaning in beam search; it goes with sampling or beam_"),
         ({"penalty_alpha": 0.6, "beam": 1, "sampling_topp": 0.5}, "no meaning in penalty_alpha"),
         (
             {"diversity_discount": 0.5},
@@ -150,6 +176,14 @@ def test_a_length_penalty_of_one_goes_with_unnormalized():
 
 def test_numpys_numbers_are_numbers():
     assert GenerationOptions(beam=np.int64(3), lenpen=np.float32(2)).beam == 3
+
+
+def test_lists_arrays_and_mappings_are_the_same():
+    pairs = ((5, 6), 1.5), ((7,), -2)
+    for given in (dict(pairs), [[[5, 6], 1.5], [[7], -2]], [[np.array([5, 6]), 1.5], pairs[1]]):
+        options = GenerationOptions(sequence_bias=given)
+        assert options == GenerationOptions(sequence_bias=pairs) and hash(options)
+    assert GenerationOptions(bad_words_ids=np.array([[5, 6]])).bad_words_ids == ((5, 6),)
 
 
 def test_limits_follow_from_each_rows_own_length():
