@@ -7,6 +7,9 @@ The model is the directory `model`. A case has `generate`'s own arguments, and m
 * "trie": sequences that `prefix_allowed_tokens_fn` allows;
 * "penalty_alpha": contrastive search, which transformers 4.57.6 no longer has (`contrastive`).
 The ids and scores of all hypotheses go into `found.json`.
+
+transformers 4.57.6 applies the encoder repetition penalty to the first beam alone, as it does not
+repeat the source for the others; here it is repeated.
 """
 
 import json
@@ -17,6 +20,8 @@ from typing import Any
 import torch
 import transformers
 from torch.nn import functional as F
+from transformers.generation import logits_process
+from transformers.generation import utils as generation_utils
 
 
 class Forcing(transformers.LogitsProcessor):
@@ -32,6 +37,15 @@ class Forcing(transformers.LogitsProcessor):
         forced = torch.full_like(scores, -torch.inf)
         forced[:, token] = scores[:, token]
         return forced
+
+
+class EncoderPenalty(logits_process.EncoderRepetitionPenaltyLogitsProcessor):
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        own = self.encoder_input_ids
+        self.encoder_input_ids = own.repeat_interleave(len(scores) // len(own), 0)
+        found = super().__call__(input_ids, scores)
+        self.encoder_input_ids = own
+        return found
 
 
 def contrastive(
@@ -102,6 +116,7 @@ IDS = ("bos_token_id", "pad_token_id", "eos_token_id", "decoder_start_token_id")
 
 
 def main(folder: Path) -> None:
+    generation_utils.EncoderRepetitionPenaltyLogitsProcessor = EncoderPenalty
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder / "model").eval()
     # What the model's directory says about forced tokens would come in between.
     config = model.config

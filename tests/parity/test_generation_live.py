@@ -14,6 +14,7 @@ What makes the two agree, option by option:
 * `prefix_allowed_tokens_fn` has fairseq's W candidates here, and 2 W there: a greedy search is the
   same.
 * `temperature` only matters there where it samples.
+* <pad> may be chosen there. It hardly is, but where probabilities are normalised it would count.
 
 Contrastive search, diverse beam groups and constraints are no longer in transformers 4.57.6: the
 first is compared with its published definition, the others with fairseq's (`tests/generation`).
@@ -30,9 +31,11 @@ from bart_hk.checkpoint.huggingface import write_model
 from bart_hk.config import BARTConfig
 from bart_hk.generation.generator import Generator
 from bart_hk.generation.options import GenerationOptions
+from bart_hk.generation.sampling import truncate
 from bart_hk.generation.trie import Trie
 from bart_hk.model import BART
 from tests.generation.conftest import INPUTS
+from tests.generation.test_edits import FILTERS, filtering
 from tests.generation.test_fairseq import perturbed
 
 SENTENCES = 12
@@ -95,6 +98,48 @@ BEAMS = {
         {"prefixes": True},
     ),
 }
+# transformers' own options. What a forced token costs differs, so beams are compared with `lenpen`
+# 0, and where it costs nothing on both sides: what is left to be chosen is normalised.
+CERTAIN = {"forced_bos_token_id": 0, "forced_eos_token_id": 2}
+SAME_NAMES = {
+    "bad_words": {"bad_words_ids": [[5], [6], [11, 12], [16, 17, 18], [23, 16], [7, 7]]},
+    "bias": {"sequence_bias": [[[5], -2.0], [[6, 11], 3.0], [[7, 8], -4.0], [[16, 23, 41], 5.0]]},
+    "encoder_repetition": {"encoder_repetition_penalty": 1.5},
+    "encoder_repetition_less": {"encoder_repetition_penalty": 0.5},
+    "encoder_ngrams_1": {"encoder_no_repeat_ngram_size": 1},
+    "encoder_ngrams_2": {"encoder_no_repeat_ngram_size": 2},
+    "encoder_ngrams_3": {"encoder_no_repeat_ngram_size": 3},
+    "decay": {"exponential_decay_length_penalty": [3, 1.3]},
+    "decay_less": {"exponential_decay_length_penalty": [1, 0.6]},
+    "begin": {"begin_suppress_tokens": list(range(4, 24))},
+    "own_together": {
+        "bad_words_ids": [[5], [11, 12]],
+        "sequence_bias": [[[6, 11], 3.0], [[7], -1.0]],
+        "repetition_penalty": 1.3,
+        "no_repeat_ngram_size": 3,
+        "encoder_repetition_penalty": 1.2,
+        "encoder_no_repeat_ngram_size": 3,
+        "begin_suppress_tokens": [8, 9],
+        "suppress_tokens": [41],
+        "min_len": 5,
+    },
+    # Where </s> is forbidden as well, transformers makes a NaN of it.
+    "decay_together": {
+        "sequence_bias": [[[11], -3.0]],
+        "repetition_penalty": 1.3,
+        "encoder_repetition_penalty": 1.4,
+        "exponential_decay_length_penalty": [6, 1.1],
+        "min_len": 6,
+    },
+}
+OWN = {}
+for _name, _ours in SAME_NAMES.items():
+    OWN[f"greedy_{_name}"] = ({"beam": 1, **_ours}, CERTAIN)
+    _beams = {"beam": 4, "lenpen": 0.0, "early_stopping": False}
+    if _name != "encoder_ngrams_1":  # it forbids </s>
+        OWN[f"beam_{_name}"] = ({**_beams, **_ours}, {"forced_bos_token_id": 0})
+    _beams |= {"lenpen": 1.0, "renormalize_logits": True}
+    OWN[f"beam_{_name}_normalised"] = ({**_beams, **_ours}, CERTAIN)
 CONTRASTIVE = {
     f"contrastive_{alpha}_{k}": ({"penalty_alpha": alpha, "sampling_topk": k}, {})
     for alpha, k in ((0.3, 4), (0.6, 4), (0.6, 10), (0.9, 3), (0.05, 2))
@@ -103,7 +148,9 @@ SETS = {
     **{name: ({"beam": 1, **ours}, theirs) for name, (ours, theirs) in GREEDY.items()},
     **{name: ({"beam": 4, **ours}, theirs) for name, (ours, theirs) in BEAMS.items()},
     **{name: ({"beam": 1, **ours}, theirs) for name, (ours, theirs) in CONTRASTIVE.items()},
+    **OWN,
 }
+TRANSFORMERS_NAMES = {name for ours in SAME_NAMES.values() for name in ours} - {"min_len"}
 MODELS = ("trained", "perturbed")  # transformers has no network like the other trained one
 
 
@@ -121,12 +168,12 @@ def generate_arguments(ours, theirs, longest, prefixes, trie):
         "min_length": ours.get("min_len", 1) + 1,
         "length_penalty": ours.get("lenpen", 1.0),
         "early_stopping": ours.get("early_stopping", True),
-        "repetition_penalty": ours.get("repetition_penalty", 1.0),
-        "no_repeat_ngram_size": ours.get("no_repeat_ngram_size", 0),
+        "renormalize_logits": ours.get("renormalize_logits", False),
+        **{name: ours[name] for name in TRANSFORMERS_NAMES & ours.keys()},
         **theirs,
     }
-    if "suppress_tokens" in ours:
-        case["suppress_tokens"] = list(ours["suppress_tokens"])
+    if theirs is CERTAIN:  # <pad> is no choice here
+        case["suppress_tokens"] = [*case.get("suppress_tokens", ()), 1]
     if theirs.get("prefixes"):  # transformers counts what is generated after them
         case["prefixes"] = prefixes
         case["max_length"] = case.pop("max_new_tokens") + 1
@@ -185,7 +232,7 @@ def test_hypotheses_equal_transformers(answers, model, name):
     config = generator.bart.config
     start, pad, eos = config.decoder_start_token_id, config.pad_token_id, config.eos_token_id
     best_only = options.beam > 1 and options.early_stopping is True
-    scored = options.beam > 1 and theirs is OURS_FORCED
+    scored = options.beam > 1 and theirs in (OURS_FORCED, CERTAIN)
     for i, (hypotheses, their) in enumerate(zip(generated, found[name], strict=True)):
         ids = [[start, *h["tokens"]] for h in hypotheses]
         expected = [[*row[:1], *stripped(row[1:], pad, eos)] for row in their["ids"]]
@@ -196,6 +243,21 @@ def test_hypotheses_equal_transformers(answers, model, name):
             scores = [float(h["score"]) for h in hypotheses]
             n = len(ids)
             np.testing.assert_allclose(scores[:n], their["scores"][:n], atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["sampling", "beam_sampling"])
+def test_filters_equal_transformers(oracle, tmp_path, method):
+    """What is left of distributions, flat and steep, to draw from."""
+    rng = np.random.default_rng(3)
+    logits = rng.normal(0, [[0.3], [1], [2], [3], [5]] * 20, (100, 60)).astype(np.float32)
+    fewest = 2 if method == "beam_sampling" else 1
+    cases = {"logits": logits.tolist(), "fewest": fewest, "sets": FILTERS}
+    (tmp_path / "cases.json").write_text(json.dumps(cases))
+    oracle("oracle_filters.py", tmp_path)
+    theirs = json.loads((tmp_path / "found.json").read_text())
+    for name, filters in FILTERS.items():
+        found = truncate(logits.T[:, None], *filtering(filters, method))
+        np.testing.assert_array_equal(np.isfinite(found[:, 0].T), theirs[name], err_msg=name)
 
 
 def stripped(row, pad, eos):
@@ -214,6 +276,11 @@ def test_the_cases_differ(answers, model):
     for names, plain in ((GREEDY, "greedy"), (CONTRASTIVE, "greedy")):
         changed = [name for name in names if ids(name) != ids(plain)]
         assert len(changed) >= len(names) - 2
+    # Their options change what is found, but for an n-gram that no output had anyway.
+    for plain, like in (("greedy", "greedy_{}"), ("beam_False_0.0", "beam_{}")):
+        names = {like.format(name) for name in SAME_NAMES} & OWN.keys()
+        same = [name for name in names if ids(name) == ids(plain)]
+        assert len(same) <= 1, same
     # The three meanings of early_stopping.
     for lenpen in (1.0, 2.0):
         modes = [ids(f"beam_{mode}_{lenpen}") for mode in (True, False, "never")]
