@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bart_hk.config import BARTConfig
 from bart_hk.data.batching import pad_rows
-from bart_hk.errors import NothingFoundWarning
 from bart_hk.generation.generator import Generator
 from bart_hk.generation.options import GenerationOptions
 from bart_hk.generation.scorer import Scorer
 from bart_hk.generation.trie import Trie
 from bart_hk.model import BART, Ensemble
+from tests.parameters import random_params
 
 EOS = 2
 TRIE = Trie([[0, 7, 8, 2], [0, 7, 9, 9, 2], [0, 11], [0, 11, 12, 5, 6], [0, 5]], eos=EOS)
@@ -28,6 +29,10 @@ METHODS = {
     "contrastive": ({"beam": 1, "penalty_alpha": 0.6, "sampling_topk": 4}, {}),
     "repetition": ({"beam": 3, "repetition_penalty": 1.5}, {}),
     "suppress": ({"beam": 3, "suppress_tokens": (10, 11, 46)}, {}),
+    "encoder": (
+        {"beam": 3, "encoder_repetition_penalty": 0.5, "encoder_no_repeat_ngram_size": 2},
+        {},
+    ),
     "unordered": ({"beam": 5}, {"constraints": PHRASES}),
     "ordered": ({"beam": 5, "constraints": "ordered"}, {"constraints": PHRASES}),
     "prefix": ({"beam": 3}, {"prefix_tokens": [[0, 7, 8], [0], [], [0, 9, 9, 9]]}),
@@ -262,24 +267,46 @@ def test_contrastive_search_is_its_definition(generator, params, sources, alpha,
         np.testing.assert_allclose(hypothesis["score"], score, atol=1e-4)
 
 
-def test_a_language_model_is_added(generator, params, sources):
-    vocabulary = generator.bart.config.vocab_size
+def bigrams(vocabulary):
+    """A language model of two words, and its log probabilities [N, V] after each id of a row."""
     table = np.random.default_rng(0).normal(0, 2, (vocabulary, vocabulary)).astype(np.float32)
-    table = np.asarray(jax.nn.log_softmax(table, axis=1))
+    table = jax.nn.log_softmax(jnp.asarray(table), axis=1)
+    return lambda tokens, length: table[jnp.take(tokens, length - 1, axis=1)], table.__getitem__
 
-    def bigrams(tokens, length):
-        return jnp.asarray(table)[jnp.take(tokens, length - 1, axis=1)]
 
+def a_decoder(vocabulary):
+    """The same of a BART without an encoder."""
+    sizes = {"vocab_size": vocabulary, "encoder_embed_dim": 16, "decoder_ffn_embed_dim": 16}
+    sizes |= {"decoder_layers": 1, "decoder_attention_heads": 2, "max_target_positions": 64}
+    bart = BART(BARTConfig(flavour="decoder_only", **sizes))
+    params = random_params(bart.config, 0.5)
+
+    def after_each(tokens):
+        features = bart.decode(params, tokens).features
+        return jax.nn.log_softmax(bart.project(params, features))
+
+    def lm(tokens, length):
+        return jnp.take(after_each(tokens), length - 1, axis=1)
+
+    return lm, lambda tokens: after_each(tokens[None])[0]
+
+
+@pytest.mark.parametrize("kind", [bigrams, a_decoder])
+def test_a_language_model_is_added(generator, params, sources, kind):
+    lm, after_each = kind(generator.bart.config.vocab_size)
     plain = GenerationOptions(beam=3, max_len_b=12)
     options = GenerationOptions(beam=3, max_len_b=12, lm_weight=0.4)
-    found = generator.generate(params, sources, options, lm=bigrams)
+    found = generator.generate(params, sources, options, lm=lm)
     assert ids_of(found) != ids_of(generator.generate(params, sources, plain))
     scorer = Scorer(generator.bart)
     for source, hypotheses in zip(sources, found, strict=True):
         for hypothesis in hypotheses:
             tokens = hypothesis["tokens"]
             alone = scorer.score(params, [source], [tokens])[0]["positional_scores"]
-            added = 0.4 * table[np.append(EOS, tokens[:-1]), tokens]
+            before = np.full(14, EOS)  # of one length, which is compiled once
+            before[1 : len(tokens)] = tokens[:-1]
+            log_probs = np.asarray(after_each(before))
+            added = 0.4 * log_probs[np.arange(len(tokens)), tokens]
             np.testing.assert_allclose(hypothesis["positional_scores"], alone + added, atol=1e-4)
 
 
@@ -320,6 +347,7 @@ def test_options_of_the_same_rules_compile_once(generator, params, sources):
     options |= {
         "repetition": {"repetition_penalty": 2.0},
         "suppress": {"suppress_tokens": (5, 6, 7)},
+        "encoder": {"encoder_repetition_penalty": 2.0},
     }
     options |= {"plain": {"lenpen": 2.0, "unkpen": 1.0, "min_len": 3}}
     for name, changes in options.items():
@@ -337,156 +365,3 @@ def test_options_of_the_same_rules_compile_once(generator, params, sources):
         generator.generate(params, sources, plain, prefix_tokens=prefixes)
         counts.append(generator._search._cache_size())
     assert counts[-1] == counts[-2]
-
-
-BAD = {
-    "a prefix for each input": ({}, {"prefix_tokens": [[0]]}, "1 prefixes do not go with 4 inputs"),
-    "eos": ({}, {"prefix_tokens": [[0, 2]] * 4}, "prefix_tokens 0 holds </s> \\(2\\)"),
-    "an id": ({}, {"prefix_tokens": [[0, 99]] * 4}, "prefix_tokens 0 holds the id 99, outside"),
-    "a large id": ({}, {"prefix_tokens": [[0, 2**32 + 5]] * 4}, "holds the id 4294967301, outside"),
-    "first eos": ({"forced_bos_token_id": 2}, {}, "forced_bos_token_id=2 is </s> or <pad>"),
-    "no ids": ({}, {"prefix_tokens": [[0.5]] * 4}, "prefix_tokens 0 must be a 1-D array of int"),
-    "too long": ({"max_len_b": 3}, {"prefix_tokens": [[0] * 4] * 4}, "has 4 tokens, more than the"),
-    "two firsts": (
-        {"forced_bos_token_id": 5},
-        {"prefix_tokens": [[0]] * 4},
-        "forced_bos_token_id and prefix_tokens exclude each other",
-    ),
-    "first": ({"forced_bos_token_id": 99}, {}, "forced_bos_token_id holds the id 99, outside the"),
-    "suppressed": ({"suppress_tokens": (99,)}, {}, "suppress_tokens holds the id 99, outside the"),
-    "suppressed eos": (
-        {"suppress_tokens": (2,)},
-        {},
-        "suppress_tokens holds </s> \\(2\\), without",
-    ),
-    "order alone": ({"constraints": "ordered"}, {}, "says in which order phrases come, but none"),
-    "phrases too long": (
-        {"max_len_b": 3},
-        {"constraints": [[[5, 6, 7]], [], [], []]},
-        "the constraints of input 0 have 3 tokens, but its output has room for 2",
-    ),
-    "phrase": ({}, {"constraints": [[[5, 99]], [], [], []]}, "holds the id 99, outside the voc"),
-    "weight": ({"lm_weight": 0.5}, {}, "lm_weight=0.5 has no meaning without an lm"),
-    "both": (
-        {},
-        {"constraints": PHRASES, "prefix_allowed_tokens_fn": TRIE},
-        "prefix_allowed_tokens_fn and constraints exclude each other",
-    ),
-    "nothing": (
-        {},
-        {"prefix_allowed_tokens_fn": lambda row, ids: []},
-        "prefix_allowed_tokens_fn allows input 0 nothing after \\[2, 0\\]; it must allow",
-    ),
-    "no ids at all": (
-        {},
-        {"prefix_allowed_tokens_fn": lambda row, ids: [5.5, 2]},
-        "prefix_allowed_tokens_fn must give ids for input 0, not \\[5.5, 2\\]",
-    ),
-    "None": (
-        {},
-        {"prefix_allowed_tokens_fn": lambda row, ids: None},
-        "allows input 0 nothing after",
-    ),
-    "lm": (
-        {},
-        {"lm": lambda tokens, length: jnp.zeros(48)},
-        "lm gives an array of shape \\(48,\\) for 20 rows of tokens; it must be \\(20, 48\\)",
-    ),
-    "outside": (
-        {},
-        {"prefix_allowed_tokens_fn": lambda row, ids: [99]},
-        "allows input 0 the id 99, outside the vocabulary",
-    ),
-    "trie": (
-        {},
-        {"prefix_allowed_tokens_fn": Trie([[0, 99]])},
-        "the trie holds the id 99, outside",
-    ),
-    "suppressed trie": (
-        {"suppress_tokens": (7, 5, 11), "max_len_b": 9},
-        {"prefix_allowed_tokens_fn": TRIE},
-        "the trie has no sequence that begins with \\[0\\] of 1 to 9 ids before </s> and no "
-        "suppressed token, so there would be no output for input 0",
-    ),
-    "short trie": (
-        {"min_len": 6},
-        {"prefix_allowed_tokens_fn": TRIE},
-        "the trie has no sequence that begins with \\[0\\] of 6 to 39 ids",
-    ),
-    "long trie": (
-        {"max_len_b": 3},
-        {"prefix_allowed_tokens_fn": TRIE, "prefix_tokens": [[0, 11, 12], [0], [0], [0]]},
-        "the trie has no sequence that begins with \\[0, 11, 12\\] of 1 to 3 ids",
-    ),
-    "repeats": (
-        {"no_repeat_ngram_size": 2},
-        {"constraints": [[], [[5], [7, 8, 7, 8]], [], []]},
-        "constraint 1 of input 1 repeats \\[7, 8\\], which no_repeat_ngram_size=2 forbids",
-    ),
-    "repeats in order": (
-        {"no_repeat_ngram_size": 2, "constraints": "ordered"},
-        {"constraints": [[[7, 8, 9], [5, 7, 8]], [], [], []]},
-        "constraint 1 of input 0 repeats \\[7, 8\\]",
-    ),
-    "max_tokens": (
-        {},
-        {"max_tokens": "x"},
-        "max_tokens must be a whole number, at least 1, not 'x'",
-    ),
-    "batch_size": (
-        {},
-        {"batch_size": 2.0},
-        "batch_size must be a whole number, at least 1, not 2.0",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_named(generator, params, sources, case):
-    options, inputs, message = BAD[case]
-    with pytest.raises(ValueError, match=message):
-        generator.generate(params, sources, GenerationOptions(**options), **inputs)
-
-
-NOTHING = {
-    "no end": (
-        {"max_len_b": 5},
-        {"prefix_allowed_tokens_fn": lambda row, ids: [7] if row == 2 else [7, 2]},
-        "for input 2: under prefix_allowed_tokens_fn nothing ended with </s> within 5 tokens",
-    ),
-    "phrases that share a pair": (
-        {"no_repeat_ngram_size": 2, "max_len_b": 12},
-        {"constraints": [[], [[7, 8, 9], [7, 8, 10]], [], [[7, 8, 9], [7, 8, 10]]]},
-        "for input 1 and 1 more: under constraints and no_repeat_ngram_size=2 nothing ended",
-    ),
-    "a trie that repeats": (
-        {"no_repeat_ngram_size": 1},
-        {"prefix_allowed_tokens_fn": Trie([[0, 7, 7]])},
-        "for input 0 and 3 more: under prefix_allowed_tokens_fn and no_repeat_ngram_size=1",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", NOTHING)
-def test_rows_without_any_hypothesis_are_named(generator, params, sources, case):
-    options, inputs, message = NOTHING[case]
-    with pytest.warns(NothingFoundWarning, match=message) as said:
-        found = generator.generate(params, sources, GenerationOptions(beam=4, **options), **inputs)
-    assert len(said) == 1
-    empty = [i for i, hypotheses in enumerate(found) if not hypotheses]
-    assert empty and f"input {empty[0]}" in message
-    if len(empty) > 1:
-        assert f"and {len(empty) - 1} more" in message
-
-
-def test_weights_that_are_no_numbers_are_suspected(generator, params, sources):
-    broken = jax.tree.map(lambda x: x * jnp.nan, params)
-    with pytest.warns(NothingFoundWarning, match="no token had a score; look for NaN"):
-        assert generator.generate(broken, sources[:1], GenerationOptions(beam=1)) == [[]]
-
-
-def test_an_ensemble_has_no_features_to_compare(model, params, sources):
-    ensemble = Generator(Ensemble((model, model)))
-    options = GenerationOptions(beam=1, penalty_alpha=0.6, sampling_topk=4)
-    with pytest.raises(ValueError, match="an ensemble has several; take one model"):
-        ensemble.generate((params, params), sources, options)
