@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--prefix", metavar="TEXT", help="what every output begins with")
     add("--prefix-size", type=int, default=0, metavar="N", help="... or N tokens of its reference")
     add("--allowed-outputs", metavar="FILE", help="only what is on one of its lines may come out")
+    add("--stop-strings", nargs="+", metavar="TEXT", help="an output that holds one ends there")
     add("--lm", metavar="MODULE:NAME", help="a function (tokens, length) -> log probabilities")
     processor = "a function (tokens, length, scores) -> scores, of the next token"
     add("--logits-processor", metavar="MODULE:NAME", help=processor)
@@ -279,7 +280,7 @@ def _command(job: _Job) -> dict[str, Any]:
     """The options that change what is written."""
     arguments = vars(job.arguments)
     written = ("format", "columns", "metrics", "prefix", "prefix_size", "lm", "logits_processor")
-    names = ("nbest", *written, "replace_unk")
+    names = ("nbest", *written, "replace_unk", "stop_strings")
     return {**{name: arguments[name] for name in names}, **job.options}
 
 

@@ -121,6 +121,7 @@ class ItemGenerator:
                     prefix_allowed_tokens_fn=self.trie,
                     lm=self.lm,
                     logits_processor=self.logits_processor,
+                    stop_strings=arguments.stop_strings,
                     attention=False,
                     max_tokens=arguments.max_tokens,
                     batch_size=arguments.batch_size,

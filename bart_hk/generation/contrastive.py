@@ -11,6 +11,7 @@ Neural Text Generation); transformers' `penalty_alpha`, `top_k`.
 import jax
 import jax.numpy as jnp
 
+from bart_hk.generation import stops
 from bart_hk.generation.edits import best_of_each_beam, edit
 from bart_hk.generation.state import Extra, Limits, Rules, State
 
@@ -47,8 +48,15 @@ def advance(
     mass = jax.nn.logsumexp(scored.logits[:, :, 0], axis=0)
     log_chance = scores - mine + (scored.normaliser[:, 0] - mass)[:, None]
 
-    # A hypothesis ends when </s> was the winner; at the greatest length there is nothing else.
-    closed = jnp.take_along_axis(state.token, winner[:, None], 1)[:, 0] == rules.eos
+    # A hypothesis ends when </s> was the winner, or what completes a stop string; at the greatest
+    # length there is nothing else.
+    token = jnp.take_along_axis(state.token, winner[:, None], 1)
+    closed = token[:, 0] == rules.eos
+    extra = state.extra
+    if limits.stops is not None:
+        nodes, completed = stops.follow(limits.stops, extra.stops[:, :1], token)
+        closed |= completed[:, 0] & (state.step > jnp.sum(limits.prefix >= 0, axis=1))
+        extra = extra._replace(stops=jnp.where(state.step > 0, nodes, extra.stops))
     closed &= (state.step > 0) & ~state.done
     at_end = (state.step >= limits.max_len) & (scores[:, 0] > -jnp.inf) & ~state.done & ~closed
     origin = jnp.take_along_axis(state.parent, winner[:, None], 1)[:, 0]
@@ -66,11 +74,12 @@ def advance(
         parent=parent,
         lineage=chosen.lineage,
         ended_step=put(state.ended_step, jnp.where(closed, state.step - 1, state.step)),
+        ended_token=put(state.ended_token, jnp.where(closed, token[:, 0], rules.eos)),
         ended_beam=put(state.ended_beam, jnp.where(closed, origin, winner)),
         ended_score=put(state.ended_score, jnp.where(closed, mine[:, 0], scores[:, 0])),
         ended=jnp.where(ends, 1, state.ended),
         done=state.done | ends | jnp.all(scores == -jnp.inf, axis=1),
-        extra=state.extra._replace(
+        extra=extra._replace(
             chance=jnp.where(scores > -jnp.inf, jnp.exp(log_chance), 0.0), context=context
         ),
     )

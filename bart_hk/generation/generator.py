@@ -37,6 +37,8 @@ from bart_hk.generation.state import (
     grow,
     read_out,
 )
+from bart_hk.generation.stops import Stops
+from bart_hk.generation.stops import start as start_stops
 from bart_hk.model import BART, EncoderOutput, Ensemble
 
 # Room for target tokens is made in stages, so that a short output never pays for a long cache; each
@@ -64,7 +66,7 @@ class Generator:
         # Apart from what follows, so that its memory is free again when caches are made.
         self._encode = jax.jit(self._encode_source)
         self._begin = jax.jit(
-            self._begin_search, static_argnames=("is_restricted", "rules", "length")
+            self._begin_search, static_argnames=("is_restricted", "stops", "rules", "length")
         )
         self._grow = jax.jit(self._grow_to, static_argnames=("beam", "length"))
         self._search = jax.jit(self._run, static_argnames="rules", donate_argnames="state")
@@ -80,6 +82,7 @@ class Generator:
         prefix_allowed_tokens_fn: AllowedTokens | None = None,
         lm: LanguageModel | None = None,
         logits_processor: LogitsProcessor | None = None,
+        stops: Stops | None = None,
         encoder_out: Any = None,
         draw_numbers: Sequence[int] | None = None,
         max_tokens: int = MAX_TOKENS,
@@ -118,6 +121,8 @@ class Generator:
                 [N, V] of the next token, and gives others for them: logits in greedy search and
                 sampling, log probabilities in ensembles and with several beams. It has the last
                 word, but cannot allow what is forbidden. transformers' has no number of tokens.
+            stops: strings that end a hypothesis: with the token that completes one, without `</s>`,
+                and whatever `min_len` says; forced tokens end nothing.
             encoder_out: what `bart.encode` gives for the rows, padded to one length (of an ensemble
                 for each member); then nothing is encoded here.
             draw_numbers: of each row, what tells its draws from those of equal rows; by default how
@@ -154,6 +159,7 @@ class Generator:
             prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
             lm=lm,
             logits_processor=logits_processor,
+            stops=stops,
             draw_numbers=draw_numbers,
         )
         encoder_out, planned = self._planned(request, encoder_out, max_tokens, batch_size)
@@ -177,7 +183,7 @@ class Generator:
                     state = state._replace(attention=None)
                 state = jax.device_get(state)
                 for row, i in enumerate(batch):
-                    found = read_out(state, row, seen[i], request.rules.eos)
+                    found = read_out(state, row, seen[i])
                     results[i] = self._hypotheses(found, request.sources[i], options, attention)
                 bar.update(len(batch))
         request.warn_of_nothing([i for i, found in enumerate(results) if not found])
@@ -194,6 +200,7 @@ class Generator:
         lm: LanguageModel | None = None,
         encoder_out: Any = None,
         logits_processor: LogitsProcessor | None = None,
+        stops: Stops | None = None,
     ) -> Iterator[int]:
         """The generated ids of one source, `</s>` last, each as soon as it is known.
 
@@ -222,6 +229,7 @@ class Generator:
             prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
             lm=lm,
             logits_processor=logits_processor,
+            stops=stops,
         )
         encoder_out, planned = self._planned(request, encoder_out, 1, 1)
         return self._tokens(params, request, encoder_out, *planned)
@@ -257,7 +265,7 @@ class Generator:
             state = self._one_step(params, state, limits, request, batch, int(state.step))
             if bool(state.done[0]):
                 if int(state.ended[0]):
-                    yield request.rules.eos
+                    yield int(state.ended_token[0, 0])
                 else:
                     request.warn_of_nothing([0])
                 return
@@ -297,6 +305,7 @@ class Generator:
             np.arange(rows) < real_rows,
             limits.constraints,
             is_restricted=limits.trie is not None,
+            stops=limits.stops is not None,
             rules=rules.at_the_beginning,
             length=bucket(int(limits.min_len.max()) + 1, self._stages()),  # it will take that many
         )
@@ -393,6 +402,7 @@ class Generator:
         real: jax.Array,
         constraints: Any,
         is_restricted: bool,
+        stops: bool,
         rules: Rules,
         length: int,
     ) -> State:
@@ -410,6 +420,8 @@ class Generator:
             extra = extra._replace(constraints=initial_states(constraints, beam))
         if is_restricted:
             extra = extra._replace(nodes=trie.start(batch, beam))
+        if stops:
+            extra = extra._replace(stops=start_stops(batch, beam))
         start = config.decoder_start_token_id
         return begin(real, width, length, cache, rules, start, extra)
 

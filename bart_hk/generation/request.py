@@ -29,6 +29,7 @@ from bart_hk.generation.histories import Sequences, padded_ids
 from bart_hk.generation.lists import checked_rows
 from bart_hk.generation.options import GenerationOptions
 from bart_hk.generation.state import LanguageModel, Limits, LogitsProcessor, Rules
+from bart_hk.generation.stops import Stops
 from bart_hk.generation.trie import Trie
 
 _MOST = np.iinfo(np.int32).max  # what one dimension of an array may have
@@ -52,6 +53,7 @@ class Request:
     draws: np.ndarray | None  # uint32 [rows, 2]
     trie: Any  # tables, or None
     allowed: AllowedTokens | None  # a function that the host has to ask
+    stops: Stops | None
 
     @classmethod
     def make(
@@ -66,6 +68,7 @@ class Request:
         prefix_allowed_tokens_fn: AllowedTokens | None = None,
         lm: LanguageModel | None = None,
         logits_processor: LogitsProcessor | None = None,
+        stops: Stops | None = None,
         draw_numbers: Sequence[int] | None = None,
     ) -> "Request":
         """From `Generator.generate`'s arguments.
@@ -79,6 +82,12 @@ class Request:
             raise ValueError(
                 "logits_processor must be a function of tokens, their number and scores, not a "
                 f"{type(logits_processor).__name__}"
+            )
+        if stops is not None and (constraints is not None or options.match_source_len):
+            other = "match_source_len" if constraints is None else "constraints"
+            raise ValueError(
+                f"stop_strings and {other} exclude each other: one says that a text may not end "
+                "yet, the other that it does"
             )
         restricted = prefix_allowed_tokens_fn is not None
         _check(config, options, is_ensemble, constraints is not None, restricted, lm is not None)
@@ -123,6 +132,7 @@ class Request:
             draw_keys(sources, options.seed, draw_numbers) if options.is_sampled else None,
             trie,
             allowed,
+            stops,
         )
 
     def limits(self, batch: Sequence[int] | np.ndarray, count: int, vocabulary: int) -> Limits:
@@ -179,6 +189,7 @@ class Request:
             lm_weight=np.float32(options.lm_weight),
             constraints=constraints,
             trie=self.trie,
+            stops=self.stops,
         )
 
     def warn_of_nothing(self, rows: Sequence[int]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bart_hk.generation import constraints, contrastive, trie
+from bart_hk.generation import constraints, contrastive, stops, trie
 from bart_hk.generation.choices import beam_search, diverse_groups, diverse_siblings
 from bart_hk.generation.edits import Scored, alone_if_forced, best_of_each_beam, cumulative, edit
 from bart_hk.generation.sampling import beam_samples, samples
@@ -59,26 +59,31 @@ def advance(state: State, decode: Decode, limits: Limits, rules: Rules) -> State
 
     scored = edit(logits, state, limits, rules)
     choice, overlap = _choose(scored, state, limits, rules)
-    ends = (choice.tokens == rules.eos) & (choice.scores > -jnp.inf)  # [B, C]
+    ends = choice.tokens == rules.eos  # [B, C]
+    if limits.stops is not None:
+        nodes = jnp.take_along_axis(state.extra.stops, choice.beams, 1)
+        nodes, completed = stops.follow(limits.stops, nodes, choice.tokens)
+        ends |= completed & (scored.only < 0)[:, None]
+    ends &= choice.scores > -jnp.inf
     may_end = ends[:, :beam] & ~state.ignore
-    state = _end_hypotheses(
-        state, choice.scores[:, :beam], choice.beams[:, :beam], may_end, limits, rules
-    )
+    state = _end_hypotheses(state, choice, may_end, limits, rules)
     # The first W that go on, in their order; where there are fewer, what ended fills the places.
-    stops = ends.at[:, :beam].set(may_end | state.ignore)
+    gone = ends.at[:, :beam].set(may_end | state.ignore)
     order = jnp.arange(ends.shape[1])
     if rules.method == "beam_sampling":  # the order of draws says what may end, scores what goes on
         order = jnp.argsort(jnp.argsort(-choice.scores, axis=1), axis=1)
-    places, chosen = jax.lax.top_k(-(order + ends.shape[1] * stops), beam)
+    places, chosen = jax.lax.top_k(-(order + ends.shape[1] * gone), beam)
 
     def take(x: jax.Array) -> jax.Array:
         return jnp.take_along_axis(x, chosen.reshape(*chosen.shape, *[1] * (x.ndim - 2)), 1)
 
     parent, token = take(choice.beams), take(choice.tokens)
-    score = jnp.where(take(ends), -jnp.inf, take(choice.scores))  # nothing follows </s>
+    score = jnp.where(take(ends), -jnp.inf, take(choice.scores))  # nothing follows an end
     extra = state.extra._replace(overlap=overlap)
     if choice.constraints is not None:
         extra = extra._replace(constraints=jax.tree.map(take, choice.constraints))
+    if limits.stops is not None:
+        extra = extra._replace(stops=take(nodes))
     if limits.trie is not None:
         nodes = jnp.take_along_axis(extra.nodes, parent, 1)
         extra = extra._replace(nodes=trie.advance(limits.trie, nodes, token))
@@ -131,9 +136,8 @@ def _constrained(scored: Scored, state: State, limits: Limits, rules: Rules) -> 
 
 def _end_hypotheses(
     state: State,
-    scores: jax.Array,  # float32 [B, W], of the candidates that may end
-    beams: jax.Array,  # int32 [B, W]
-    ends: jax.Array,  # bool [B, W]
+    choice: Choice,
+    ends: jax.Array,  # bool [B, W], which of the first W candidates do
     limits: Limits,
     rules: Rules,
 ) -> State:
@@ -146,18 +150,21 @@ def _end_hypotheses(
     all_ends = jnp.concatenate([jnp.arange(beam) < state.ended[:, None], ends], axis=1)
     columns = (
         (state.ended_step, steps),
-        (state.ended_beam, beams),
-        (state.ended_score, scores),
+        (state.ended_token, choice.tokens[:, :beam]),
+        (state.ended_beam, choice.beams[:, :beam]),
+        (state.ended_score, choice.scores[:, :beam]),
     )
     both = [jnp.concatenate(pair, axis=1) for pair in columns]  # [B, 2 W] each
     if rules.early_stopping is True:
         worth = -jnp.arange(2 * beam)
     else:
-        worth = normalised(both[2], both[0] + 1, limits)
+        worth = normalised(both[3], both[0] + 1, limits)
     _, order = jax.lax.top_k(jnp.where(all_ends, worth, -jnp.inf), beam)
-    step, origin, score = (jnp.take_along_axis(x, order, 1) for x in both)
+    step, token, origin, score = (jnp.take_along_axis(x, order, 1) for x in both)
     ended = jnp.minimum(jnp.sum(all_ends, axis=1), beam)
-    return state._replace(ended_step=step, ended_beam=origin, ended_score=score, ended=ended)
+    return state._replace(
+        ended_step=step, ended_token=token, ended_beam=origin, ended_score=score, ended=ended
+    )
 
 
 def normalised(scores: jax.Array, lengths: jax.Array, limits: Limits) -> jax.Array:

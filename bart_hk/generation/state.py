@@ -86,6 +86,7 @@ class Limits(NamedTuple):
     lm_weight: Any = np.float32(1)
     constraints: Any = None  # `bart_hk.generation.constraints.Constraints`
     trie: Any = None  # the tables of a `bart_hk.generation.trie.Trie`
+    stops: Any = None  # `bart_hk.generation.stops.Stops`
     allowed: Any = None  # bool [B, W, V], what a host's function allows at this step
     until: Any = np.int32(2**31 - 1)  # the search pauses before this step
 
@@ -96,6 +97,7 @@ class Extra(NamedTuple):
     overlap: Any = None  # groups: float32 [B, G, G], discounted counts of tokens in common
     constraints: Any = None  # the states of the beams' constraints, [B, W, ...]
     nodes: Any = None  # int32 [B, W], the beams' nodes in a trie
+    stops: Any = None  # int32 [B, W], ... and in the automaton of the strings to stop at
     chance: Any = None  # contrastive: float32 [B, W], probabilities of the present candidates
     context: Any = None  # contrastive: float32 [B, T, D], unit features of the chosen tokens
 
@@ -115,7 +117,8 @@ class State(NamedTuple):
     attention: Any  # float32 [B, T, W, S]; None once nobody asks for it
     # Of the hypotheses that ended: in the order in which they did, or the best first where
     # `early_stopping` is not True.
-    ended_step: jax.Array  # int32 [B, W], the step that chose </s>
+    ended_step: jax.Array  # int32 [B, W], the step that chose the last token
+    ended_token: jax.Array  # int32 [B, W], </s> or what completes a stop string
     ended_beam: jax.Array  # int32 [B, W], the beam that did
     ended_score: jax.Array  # float32 [B, W], cumulative
     ended: jax.Array  # int32 [B], how many
@@ -166,6 +169,7 @@ def begin(
         parents=full(0, length, beam),
         attention=full(0.0, length, beam, source_length),
         ended_step=full(0, beam),
+        ended_token=full(rules.eos, beam),
         ended_beam=full(0, beam),
         ended_score=full(0.0, beam),
         ended=full(0),
@@ -203,14 +207,14 @@ def history(state: State) -> jax.Array:
 
 
 class Ended(NamedTuple):
-    """One hypothesis, read out: N tokens, </s> included."""
+    """One hypothesis, read out: N tokens, </s> included where it ended with that."""
 
     tokens: np.ndarray  # int32 [N]
     scores: np.ndarray  # float32 [N], cumulative log probabilities
     attention: np.ndarray  # float32 [S, N]
 
 
-def read_out(state: State, row: int, source_length: int, eos: int) -> list[Ended]:
+def read_out(state: State, row: int, source_length: int) -> list[Ended]:
     """The hypotheses of one row of a state on the host, in the state's order.
 
     Their attention is empty where the state has none (None).
@@ -224,10 +228,10 @@ def read_out(state: State, row: int, source_length: int, eos: int) -> list[Ended
             slots[step] = slot
             slot = int(state.parents[row, step, slot])
         steps = np.arange(last + 1)
-        tokens = np.append(state.tokens[row, steps, slots][1:], eos).astype(np.int32)
+        tokens = np.append(state.tokens[row, steps, slots][1:], state.ended_token[row, i])
         scores = np.append(state.scores[row, steps, slots][1:], state.ended_score[row, i])
         attention = np.empty(0, np.float32)
         if state.attention is not None:
             attention = np.asarray(state.attention[row, steps, slots, :source_length]).T
-        found.append(Ended(tokens, scores, attention))
+        found.append(Ended(tokens.astype(np.int32), scores, attention))
     return found

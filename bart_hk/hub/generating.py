@@ -12,6 +12,7 @@ from bart_hk.generation import alignment
 from bart_hk.generation.lists import check_bounds, numbering
 from bart_hk.generation.options import GenerationOptions
 from bart_hk.generation.presets import options_of
+from bart_hk.generation.stops import Stops
 from bart_hk.generation.trie import Trie
 from bart_hk.hub.arrays import with_arrays
 from bart_hk.hub.attention import AttentiveBART
@@ -82,6 +83,7 @@ class GeneratingBART(AttentiveBART):
         ordered: bool = False,
         lm: Any = None,
         logits_processor: Any = None,
+        stop_strings: str | Sequence[str] | None = None,
         encoder_out: Any = None,
         draw_numbers: Sequence[int] | None = None,
         attention: bool = True,
@@ -110,6 +112,8 @@ class GeneratingBART(AttentiveBART):
                 the first `length`; added to the model's, times `lm_weight` (shallow fusion).
             logits_processor: (tokens, length, scores float32 [N, V]) -> scores [N, V], see
                 `bart_hk.generation.generator.Generator.generate`.
+            stop_strings: a text that holds one of them ends there, with the token that completes
+                it; the forced beginning does not count.
             encoder_out: of `model.encode`, for these rows in this order, instead of encoding them.
             draw_numbers: of each row, what tells its draws from those of equal rows; by default how
                 many equal rows came before it. A list that is given in parts needs them.
@@ -120,7 +124,7 @@ class GeneratingBART(AttentiveBART):
 
         Returns:
             Per row a list of dictionaries: "tokens" (beginning with the forced `<s>`, ending with
-            `</s>`), "score", "positional_scores", "attention" [S, T], "alignment".
+            `</s>` or a stop string), "score", "positional_scores", "attention" [S, T], "alignment".
 
         Raises:
             ValueError: a row is too long or empty, an id is outside the vocabulary, or options or
@@ -152,6 +156,7 @@ class GeneratingBART(AttentiveBART):
                     prefix_allowed_tokens_fn=function,
                     lm=lm,
                     logits_processor=logits_processor,
+                    stops=self._stops(stop_strings),
                     encoder_out=encoder_out,
                     draw_numbers=None if draw_numbers is None else [draw_numbers[i] for i in kept],
                     attention=attention,
@@ -300,6 +305,7 @@ class GeneratingBART(AttentiveBART):
         lm: Any = None,
         encoder_out: Any = None,
         logits_processor: Any = None,
+        stop_strings: str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Iterator[str]:
         """The text that `sample` gives, in pieces, each as soon as it is certain.
@@ -310,7 +316,8 @@ class GeneratingBART(AttentiveBART):
         Args:
             sentence: one text.
             prefix_tokens: what the text begins with: a string, or ids with `<s>`.
-            prefix_allowed_tokens_fn, lm, logits_processor, encoder_out: as for `generate`.
+            prefix_allowed_tokens_fn, lm, encoder_out, logits_processor, stop_strings: as for
+                `generate`.
             **kwargs: `GenerationOptions`. There is one hypothesis, so greedy search and sampling
                 alone can stream.
 
@@ -335,6 +342,7 @@ class GeneratingBART(AttentiveBART):
             lm=lm,
             encoder_out=encoder_out,
             logits_processor=logits_processor,
+            stops=self._stops(stop_strings),
         )
         held_words = 0 if isinstance(self.bpe, _GROWING) else _HELD_WORDS
         return text_pieces(ids, self.decode, held_words)
@@ -365,6 +373,13 @@ class GeneratingBART(AttentiveBART):
         elif ordered:
             raise ValueError("ordered=True says how constraints come, but there are none")
         return GenerationOptions.from_kwargs(**{**self.extras.get("generation", {}), **asked})
+
+    def _stops(self, strings: str | Sequence[str] | None) -> Stops | None:
+        if strings is None:
+            return None
+        spellings = self.text.spellings()[: self.config.vocab_size]
+        spellings += [b""] * (self.config.vocab_size - len(spellings))
+        return Stops.of(strings, spellings, isinstance(self.bpe, SentencePieceBPE))
 
     @staticmethod
     def _step_arguments(

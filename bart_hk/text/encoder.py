@@ -254,6 +254,25 @@ class TextEncoder:
         symbols = [dictionary[index] for index in array.tolist() if index not in dropped]
         return self.bpe.join(symbols)
 
+    def spellings(self) -> list[bytes]:
+        """Of each id what it adds to the text that `decode` gives, as UTF-8.
+
+        Raises:
+            ValueError: the text of ids is not that of each of them, one after the other.
+        """
+        spelling = getattr(self.bpe, "spelling", None)
+        if spelling is None:
+            raise ValueError(
+                f"a {type(self.bpe).__name__} cannot tell what an id adds to a text; GPT-2's "
+                "byte-level BPE and SentencePiece can"
+            )
+        dictionary = self.dictionary
+        dropped = (dictionary.bos_index, dictionary.eos_index, dictionary.pad_index)
+        return [
+            b"" if index in dropped else spelling(dictionary[index])
+            for index in range(len(dictionary))
+        ]
+
 
 def _check_text(text: object, number: int) -> None:
     if not isinstance(text, str):

@@ -93,9 +93,10 @@ class GPT2BPE:
         A symbol that is no token (`<mask>`, `<unk>`, fairseq's fillers) is kept as it is, and bytes
         that are not UTF-8 become U+FFFD.
         """
-        return b"".join(map(self._bytes, symbols)).decode("utf-8", errors="replace")
+        return b"".join(map(self.spelling, symbols)).decode("utf-8", errors="replace")
 
-    def _bytes(self, symbol: str) -> bytes:
+    def spelling(self, symbol: str) -> bytes:
+        """What a symbol adds to a text."""
         token = self.token_of.get(symbol)
         if token is None:
             return symbol.encode()

@@ -87,6 +87,12 @@ class SentencePieceBPE:
             symbols = self._spelt(symbols)
         return "".join(symbols).replace("\u2581", " ").strip()
 
+    def spelling(self, symbol: str) -> bytes:
+        """What a piece adds to a text; one that begins with it has no white space before."""
+        if symbol in self._bytes:
+            return bytes([self._bytes[symbol]])
+        return symbol.replace("\u2581", " ").encode()
+
     def _spelt(self, symbols: Iterable[str]) -> Iterable[str]:
         for is_byte, group in itertools.groupby(symbols, self._bytes.__contains__):
             if is_byte:

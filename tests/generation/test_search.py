@@ -61,7 +61,7 @@ def searched(logits: np.ndarray, beam: int, room: int = 8, batch: int = 1, **cha
         return run(state, decode_with(logits), lim, rules)
 
     state = jax.device_get(whole(limits(batch, **changes)))
-    return [read_out(state, row, 1, EOS) for row in range(batch)]
+    return [read_out(state, row, 1) for row in range(batch)]
 
 
 def enumerated(logits, max_len, min_len=1, forced=BOS, unkpen=0.0, temperature=1.0, ngram=0):
@@ -161,7 +161,7 @@ def _compiled(beam):
 
 def searched_by_beam(logits, beam, **changes):
     state = jax.device_get(_compiled(beam)(jnp.asarray(logits), limits(1, **changes)))
-    return read_out(state, 0, 1, EOS)
+    return read_out(state, 0, 1)
 
 
 def test_each_row_has_its_own_greatest_length():
@@ -209,7 +209,7 @@ def test_stages_change_nothing(beam):
             cache = jnp.pad(state.cache, ((0, 0), (0, 3), (0, 0)))
             state = grow(state, room, cache)
         state = step(state)
-    staged = read_out(jax.device_get(state), 0, 1, EOS)
+    staged = read_out(jax.device_get(state), 0, 1)
     (whole,) = searched(logits, beam, room=10, max_len=9)
     for a, b in zip(staged, whole, strict=True):
         assert a.tokens.tolist() == b.tokens.tolist()

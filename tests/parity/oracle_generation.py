@@ -4,6 +4,7 @@ The model is the directory `model`. A case has `generate`'s own arguments, and m
 * "keep_chances": tokens are forced with the probability that the model gives them, as in fairseq.
   transformers' own forcing takes it for certain, which changes what lengths are worth;
 * "prefixes": of each source its `decoder_input_ids` behind the start token;
+* "stops": what tokens spell ("letters"), and the "strings" that end a text;
 * "trie": sequences that `prefix_allowed_tokens_fn` allows;
 * "penalty_alpha": contrastive search, which transformers 4.57.6 no longer has (`contrastive`).
 The ids and scores of all hypotheses go into `found.json`.
@@ -37,6 +38,22 @@ class Forcing(transformers.LogitsProcessor):
         forced = torch.full_like(scores, -torch.inf)
         forced[:, token] = scores[:, token]
         return forced
+
+
+class Stopping(transformers.StoppingCriteria):
+    """Is the last token of a row a part of one of the strings? transformers' `StopStringCriteria`
+    asks this of a tokenizer's vocabulary."""
+
+    def __init__(self, letters: list[str], strings: list[str]) -> None:
+        self.letters, self.strings = letters, strings
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        return torch.tensor([self._stops(row) for row in input_ids.tolist()])
+
+    def _stops(self, ids: list[int]) -> bool:
+        text = "".join(self.letters[i] for i in ids)
+        before = len(text) - len(self.letters[ids[-1]])
+        return any(text.find(s, max(before - len(s) + 1, 0)) >= 0 for s in self.strings)
 
 
 class EncoderPenalty(logits_process.EncoderRepetitionPenaltyLogitsProcessor):
@@ -86,7 +103,7 @@ def in_trie(sequences: list[list[int]]) -> Any:
 def generate(model: Any, sources: list[list[int]], case: dict[str, Any]) -> list[dict[str, Any]]:
     case = dict(case)
     keep_chances, prefixes = case.pop("keep_chances", False), case.pop("prefixes", None)
-    trie, found = case.pop("trie", None), []
+    stops, trie, found = case.pop("stops", None), case.pop("trie", None), []
     config = model.config
     settings = transformers.GenerationConfig(**model.generation_config.to_diff_dict() | case)
     if keep_chances:
@@ -98,6 +115,8 @@ def generate(model: Any, sources: list[list[int]], case: dict[str, Any]) -> list
             arguments["decoder_input_ids"] = torch.tensor([start])
         if trie:
             arguments["prefix_allowed_tokens_fn"] = in_trie(trie)
+        if stops:
+            arguments["stopping_criteria"] = transformers.StoppingCriteriaList([Stopping(**stops)])
         if keep_chances:
             arguments["logits_processor"] = transformers.LogitsProcessorList([forcing])
         out = model.generate(

@@ -32,11 +32,13 @@ from bart_hk.config import BARTConfig
 from bart_hk.generation.generator import Generator
 from bart_hk.generation.options import GenerationOptions
 from bart_hk.generation.sampling import truncate
+from bart_hk.generation.stops import Stops
 from bart_hk.generation.trie import Trie
 from bart_hk.model import BART
 from tests.generation.conftest import INPUTS
 from tests.generation.test_edits import FILTERS, filtering
 from tests.generation.test_fairseq import perturbed
+from tests.generation.test_stops import LETTERS
 
 SENTENCES = 12
 # Ours, and what transformers is given beside `num_beams`, `max_new_tokens` and what
@@ -132,7 +134,19 @@ SAME_NAMES = {
         "min_len": 6,
     },
 }
-OWN = {}
+STRINGS = ["ab", "cd", "dda"]
+OWN = {
+    f"{kind}_stop_strings_{stopping}": (
+        {"beam": beam, "lenpen": lenpen, "early_stopping": stopping, "renormalize_logits": True},
+        {**CERTAIN, "stops": {"letters": [one.decode() for one in LETTERS], "strings": STRINGS}},
+    )
+    for kind, beam, lenpen, stopping in (
+        ("greedy", 1, 1.0, True),
+        ("beam", 4, 1.0, False),
+        ("beam", 4, 0.0, "never"),
+        ("beam", 3, 2.0, True),
+    )
+}
 for _name, _ours in SAME_NAMES.items():
     OWN[f"greedy_{_name}"] = ({"beam": 1, **_ours}, CERTAIN)
     _beams = {"beam": 4, "lenpen": 0.0, "early_stopping": False}
@@ -172,7 +186,7 @@ def generate_arguments(ours, theirs, longest, prefixes, trie):
         **{name: ours[name] for name in TRANSFORMERS_NAMES & ours.keys()},
         **theirs,
     }
-    if theirs is CERTAIN:  # <pad> is no choice here
+    if "forced_eos_token_id" in theirs:  # <pad> is no choice here
         case["suppress_tokens"] = [*case.get("suppress_tokens", ()), 1]
     if theirs.get("prefixes"):  # transformers counts what is generated after them
         case["prefixes"] = prefixes
@@ -226,13 +240,15 @@ def test_hypotheses_equal_transformers(answers, model, name):
         arguments["prefix_tokens"] = prefixes
     if theirs.get("trie"):
         arguments["prefix_allowed_tokens_fn"] = Trie(trie)
+    if theirs.get("stops"):
+        arguments["stops"] = Stops.of(STRINGS, LETTERS, is_stripped=False)
     options = GenerationOptions(**{"max_len_b": longest, **ours})
     rows = [np.array(source) for source in sources]
     generated = generator.generate(params, rows, options, **arguments)
     config = generator.bart.config
     start, pad, eos = config.decoder_start_token_id, config.pad_token_id, config.eos_token_id
     best_only = options.beam > 1 and options.early_stopping is True
-    scored = options.beam > 1 and theirs in (OURS_FORCED, CERTAIN)
+    scored = options.beam > 1 and (theirs is OURS_FORCED or options.renormalize_logits)
     for i, (hypotheses, their) in enumerate(zip(generated, found[name], strict=True)):
         ids = [[start, *h["tokens"]] for h in hypotheses]
         expected = [[*row[:1], *stripped(row[1:], pad, eos)] for row in their["ids"]]
