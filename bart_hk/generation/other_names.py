@@ -31,6 +31,10 @@ _INSTEAD = {
     "output_attentions": "attention=True, for the last layer's",
     "return_dict_in_generate": "nothing: hypotheses are dictionaries",
     "streamer": "stream(text, ...), which yields text as it is decoded",
+    "stopping_criteria": "stop_strings, or stream(text, ...), which may be left at any token",
+    "max_time": "nothing: stream(text, ...) may be left at any token",
+    "remove_invalid_values": "nothing: where there is no number a warning says so",
+    "watermarking_config": "logits_processor, a function that adds to the scores of some tokens",
     "synced_gpus": "nothing: one device generates",
     # CTranslate2
     "beam_size": "beam",

@@ -404,9 +404,13 @@ def test_a_language_model_is_a_function_by_name(run, texts, tmp_path):
         "import jax, jax.numpy as jnp\n"
         "def cats(tokens, length):\n"
         "    return jax.nn.log_softmax(jnp.zeros((len(tokens), 50265)).at[:, 4758].set(30.0))\n"
+        "def more(tokens, length, scores):\n"
+        "    return scores.at[:, 4758].add(30.0)\n"
     )
     lines = succeeded(run(texts, *SHORT, "--lm", "my_lm:cats", "--format", "text"))
     assert all(" cat cat cat" in line for line in lines)
+    more = ["--logits-processor", "my_lm:more", "--stop-strings", "cat ca", "--format", "text"]
+    assert set(succeeded(run(texts, *SHORT, *more))) == {" cat cat"}
 
 
 def test_unknown_symbols_are_replaced_by_what_they_are_aligned_with(run, texts, tmp_path):

@@ -11,6 +11,7 @@ from bart_hk.generation.other_names import _INSTEAD, instead_of
 OPTIONS = {field.name for field in dataclasses.fields(GenerationOptions)}
 # What `generate` and its kin take beside options, and methods.
 ARGUMENTS = {"prefix_tokens", "lm", "encoder_out", "attention", "batch_size", "stream", "score"}
+ARGUMENTS |= {"logits_processor", "stop_strings"}
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,11 @@ def test_every_answer_is_true(name):
     answer = instead_of(name)
     first = re.match(r"\w+", answer)[0]
     assert first in OPTIONS | ARGUMENTS | {"nothing", "the", "an"}
+
+
+@pytest.mark.parametrize("name", ["min_p", "typical_p", "bad_words_ids", "begin_suppress_tokens"])
+def test_transformers_own_names_are_ours_where_fairseq_has_none(name):
+    assert name in OPTIONS and instead_of(name) is None
 
 
 def test_unknown_names_have_no_answer():

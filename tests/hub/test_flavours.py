@@ -140,6 +140,7 @@ READS, WRITES = "flavour=encoder_only", "flavour=decoder_only"
     [
         ("reader", lambda b: b.sample("so it"), f"generation needs a decoder.*{READS}"),
         ("reader", lambda b: b.generate(b.encode("so")), f"generation needs a decoder.*{READS}"),
+        ("writer", lambda b: b.sample("so", stop_strings="it"), "cannot tell what an id adds to a"),
         ("reader", lambda b: b.stream("so it"), f"generation needs a decoder.*{READS}"),
         ("reader", lambda b: b.score("so it"), f"scoring a text needs a decoder.*{READS}"),
         ("reader", lambda b: b.fill_mask("a<mask>", candidates=["b"]), f"needs a dec.*{READS}"),

@@ -302,6 +302,22 @@ def test_a_models_own_options_are_its_defaults(bart):
     assert len(bart.generate(bart.encode("a"), beam=1, min_len=3, max_len_b=3)[0]["tokens"]) == 4
 
 
+def test_a_text_ends_where_it_holds_a_stop_string(shared):
+    text = shared.sample("Hello world!", max_len_b=20, min_len=20)
+    string = text[len(text) // 2 :][:3]
+    stopped = shared.sample("Hello world!", max_len_b=20, min_len=20, stop_strings=string)
+    assert string in stopped and text.startswith(stopped) and len(stopped) < len(text)
+    (hypothesis, *_) = shared.generate(
+        shared.encode("Hello world!"), 1, max_len_b=20, min_len=20, stop_strings=[string, "zzz"]
+    )
+    tokens = hypothesis["tokens"]
+    assert shared.decode(tokens) == stopped and string not in shared.decode(tokens[:-1])
+    asked = {"max_len_b": 20, "min_len": 20, "stop_strings": [string]}
+    assert "".join(shared.stream("Hello world!", **asked)) == stopped
+    with pytest.raises(ValueError, match="stop_strings must be texts of at least one character"):
+        shared.sample("Hello", stop_strings="")
+
+
 # --- Streams --------------------------------------------------------------------------------------
 
 
@@ -332,7 +348,7 @@ def test_a_stream_begins_before_it_ends(bart):
     assert len(seen) > 35
 
 
-@pytest.mark.parametrize("kind", ["trie", "function", "lm"])
+@pytest.mark.parametrize("kind", ["trie", "function", "lm", "processor"])
 def test_a_stream_is_restricted_and_fused_as_a_sample(shared, kind):
     outputs = [[0, 7, 8, 9], [0, 7, 31, 12], [0, 30]]
     trie = Trie(outputs, eos=2)
@@ -340,6 +356,7 @@ def test_a_stream_is_restricted_and_fused_as_a_sample(shared, kind):
         "trie": {"prefix_allowed_tokens_fn": trie},
         "function": {"prefix_allowed_tokens_fn": lambda row, ids: trie(row, ids)},
         "lm": {"lm": _likes_31},
+        "processor": {"logits_processor": lambda *args: args[2] + _likes_31(*args[:2])},
     }[kind]
     text = shared.sample("Hello world!", max_len_b=6, **given)
     assert "".join(shared.stream("Hello world!", max_len_b=6, **given)) == text

@@ -48,6 +48,14 @@ def test_any_ids_decode_to_fairseqs_text(large, recorded):
     assert "<mask>" in joined and "<unk>" in joined and "\ufffd" in joined
 
 
+def test_a_text_is_what_its_ids_add_to_it(large, recorded):
+    spellings = large.spellings()
+    assert len(spellings) == len(large.dictionary)
+    for ids, text in recorded["decoded"]:
+        inside = [i if i < len(spellings) else large.dictionary.unk_index for i in ids]
+        assert b"".join(spellings[i] for i in inside).decode(errors="replace") == text
+
+
 def test_every_kind_of_character_is_cut_as_fairseq_cuts_it(large, recorded):
     points = [*range(0xD800), *range(0xE000, 0x10000), *range(0x10000, 0x110000, 64)]
     rows = large.encode_batch([f"{chr(point)} {chr(point)}1" for point in points])

@@ -18,9 +18,7 @@ def train(**options) -> bytes:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(SENTENCES.read_text(encoding="utf-8").splitlines()),
         model_writer=model,
-        vocab_size=200,
-        minloglevel=2,
-        **options,
+        **{"vocab_size": 200, "minloglevel": 2, **options},
     )
     return model.getvalue()
 
@@ -52,6 +50,15 @@ def test_pieces(model):
     assert bpe.decode(pieces) == "Alice was"
     assert bpe.is_beginning_of_word("\u2581was") and bpe.is_beginning_of_word("</s>")
     assert not bpe.is_beginning_of_word("s")
+
+
+@pytest.mark.parametrize("options", [{}, {"byte_fallback": True, "vocab_size": 400}], ids=str)
+def test_a_text_is_what_its_pieces_add_to_it(options):
+    bpe = SentencePieceBPE(train(**options))
+    for text in [*TEXTS, "a \u2603 b", "\u00e9"]:
+        pieces = bpe.encode(text).split(" ")
+        spelt = b"".join(map(bpe.spelling, pieces)).decode()
+        assert spelt.strip() == bpe.join(pieces)
 
 
 def test_a_fairseq_dictionary_gives_the_ids(tmp_path, model):
