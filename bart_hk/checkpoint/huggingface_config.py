@@ -60,11 +60,17 @@ SEARCH = (
     "diversity_penalty",
     "no_repeat_ngram_size",
     "repetition_penalty",
+    "encoder_no_repeat_ngram_size",
+    "exponential_decay_length_penalty",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
     "early_stopping",
     "do_sample",
     "temperature",
     "top_k",
     "top_p",
+    "typical_p",
 )
 
 

@@ -15,11 +15,11 @@ from bart_hk.data.batching import bucket, buckets_up_to, pad_rows
 from bart_hk.generation import alignment, contrastive, search, trie
 from bart_hk.generation.conditions import AllowedTokens, allowed_mask
 from bart_hk.generation.constraints import initial_states
+from bart_hk.generation.encodings import checked_encoding, plan_encoded
 from bart_hk.generation.lists import (
     BATCH_SIZE,
     MAX_TOKENS,
     Hypothesis,
-    check_bounds,
     hypothesis,
     plan,
 )
@@ -39,7 +39,7 @@ from bart_hk.generation.state import (
 )
 from bart_hk.generation.stops import Stops
 from bart_hk.generation.stops import start as start_stops
-from bart_hk.model import BART, EncoderOutput, Ensemble
+from bart_hk.model import BART, Ensemble
 
 # Room for target tokens is made in stages, so that a short output never pays for a long cache; each
 # is another program to compile.
@@ -66,7 +66,7 @@ class Generator:
         # Apart from what follows, so that its memory is free again when caches are made.
         self._encode = jax.jit(self._encode_source)
         self._begin = jax.jit(
-            self._begin_search, static_argnames=("is_restricted", "stops", "rules", "length")
+            self._begin_search, static_argnames=("is_restricted", "rules", "length", "has_stops")
         )
         self._grow = jax.jit(self._grow_to, static_argnames=("beam", "length"))
         self._search = jax.jit(self._run, static_argnames="rules", donate_argnames="state")
@@ -247,8 +247,8 @@ class Generator:
             positions = self.bart.config.max_source_positions
             return None, plan(lengths, positions, max_tokens, batch_size)
         self.bart.config.require("encoder", "encoder_out")
-        encoder_out = _checked_encoding(encoder_out, lengths, self.bart)
-        return encoder_out, _plan_encoded(encoder_out, max_tokens, batch_size)
+        encoder_out = checked_encoding(encoder_out, lengths, self.bart)
+        return encoder_out, plan_encoded(encoder_out, max_tokens, batch_size)
 
     def _tokens(
         self,
@@ -305,7 +305,7 @@ class Generator:
             np.arange(rows) < real_rows,
             limits.constraints,
             is_restricted=limits.trie is not None,
-            stops=limits.stops is not None,
+            has_stops=limits.stops is not None,
             rules=rules.at_the_beginning,
             length=bucket(int(limits.min_len.max()) + 1, self._stages()),  # it will take that many
         )
@@ -402,9 +402,9 @@ class Generator:
         real: jax.Array,
         constraints: Any,
         is_restricted: bool,
-        stops: bool,
         rules: Rules,
         length: int,
+        has_stops: bool = False,
     ) -> State:
         config, beam, batch = self.bart.config, rules.beam, real.shape[0]
         width = jax.tree.leaves(encoded)[0].shape[1]
@@ -420,7 +420,7 @@ class Generator:
             extra = extra._replace(constraints=initial_states(constraints, beam))
         if is_restricted:
             extra = extra._replace(nodes=trie.start(batch, beam))
-        if stops:
+        if has_stops:
             extra = extra._replace(stops=start_stops(batch, beam))
         start = config.decoder_start_token_id
         return begin(real, width, length, cache, rules, start, extra)
@@ -456,52 +456,3 @@ def _in_groups(function: Callable[[Any], Any], rows: Any, group: int) -> Any:
     groups = jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), rows)
     found = jax.lax.map(function, groups)
     return jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), found)
-
-
-def _checked_encoding(encoder_out: Any, lengths: Sequence[int], bart: BART | Ensemble) -> Any:
-    """`encoder_out` of these rows, without what only training wants of it.
-
-    Raises:
-        ValueError: it is of something else: other rows, another model, no encoding at all.
-    """
-    if isinstance(bart, Ensemble):
-        if not isinstance(encoder_out, tuple | list) or len(encoder_out) != len(bart.members):
-            raise ValueError(
-                f"encoder_out of an ensemble of {len(bart.members)} must be a tuple with what each "
-                "member's encode gave"
-            )
-        pairs = zip(encoder_out, bart.members, strict=True)
-        return tuple(_checked_encoding(one, lengths, member) for one, member in pairs)
-    if not isinstance(encoder_out, EncoderOutput):
-        raise ValueError(
-            f"encoder_out must be what model.encode gives, not a {type(encoder_out).__name__}"
-        )
-    kept = EncoderOutput(encoder_out.encoder_out, encoder_out.src_mask)
-    rows, width = kept.src_mask.shape
-    if rows != len(lengths):
-        raise ValueError(f"encoder_out of {rows} rows does not go with {len(lengths)} inputs")
-    if kept.encoder_out.shape != (rows, width, bart.config.encoder_embed_dim):
-        raise ValueError(
-            f"encoder_out has the shape {kept.encoder_out.shape}, not "
-            f"{(rows, width, bart.config.encoder_embed_dim)}; encode with the same model"
-        )
-    for i, (have, length) in enumerate(zip(np.sum(kept.src_mask, axis=1), lengths, strict=True)):
-        want = bart.config.attended(length)
-        if have != want:
-            raise ValueError(
-                f"encoder_out has {have} tokens for input {i}, which has {want}; encode the same "
-                "rows in the same order"
-            )
-    return kept
-
-
-def _plan_encoded(
-    encoder_out: Any, max_tokens: int, batch_size: int
-) -> list[tuple[np.ndarray, tuple[int, int]]]:
-    """Batches of rows that are padded to one length already, in their order; a power of two, where
-    there are not as many as fit."""
-    check_bounds(max_tokens, batch_size)
-    rows, width = jax.tree.leaves(encoder_out)[0].shape[:2]
-    count = max(1, min(batch_size, max_tokens // width, 1 << (rows - 1).bit_length()))
-    starts = range(0, rows, count)
-    return [(np.arange(first, min(first + count, rows)), (count, width)) for first in starts]

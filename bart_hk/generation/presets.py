@@ -42,7 +42,15 @@ _NOTHING = {
     "penalty_alpha": 0.0,
     "top_p": 1.0,
 }
-_OF_SAMPLES = ("top_k", "top_p", "temperature")
+_OF_SAMPLES = (
+    "top_k",
+    "top_p",
+    "temperature",
+    "min_p",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+)
 _OURS = {field.name for field in dataclasses.fields(GenerationOptions)}
 # Beginnings of names that say how results are handed over, or how fast.
 _NO_SEARCH = tuple(

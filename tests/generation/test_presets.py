@@ -59,6 +59,10 @@ from tests.parameters import random_params
             {"num_beams": 6, "num_beam_groups": 3, "diversity_penalty": 0.2},
             {"beam": 6, "diverse_beam_groups": 3, "diverse_beam_strength": 0.2},
         ),
+        ({"do_sample": True, "top_k": 0, "min_p": 0.1, "typical_p": 0.9},
+         {"sampling": True, "beam": 1, "min_p": 0.1, "typical_p": 0.9}),
+        ({"min_p": 0.1, "bad_words_ids": [[5, 6]], "encoder_no_repeat_ngram_size": 0},
+         {"beam": 1, "bad_words_ids": [[5, 6]], "encoder_no_repeat_ngram_size": 0}),
         ({"penalty_alpha": 0.6, "top_k": 4}, {"beam": 1, "penalty_alpha": 0.6, "sampling_topk": 4}),
         (
             {"repetition_penalty": 1.2, "suppress_tokens": [4], "use_cache": False,
