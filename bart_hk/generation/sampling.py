@@ -76,8 +76,11 @@ def truncate(logits: jax.Array, limits: Limits, rules: Rules) -> jax.Array:
 
     def keep(kept: jax.Array, order: jax.Array) -> jax.Array:
         """The logits of what is kept, and of the first in that order."""
-        best, _ = best_of_first_axis(order, fewest)
-        return jnp.where(kept | (order >= best[..., -1]), logits, -jnp.inf)
+        if fewest == 1:
+            least = jnp.max(order, axis=0)
+        else:
+            least = best_of_first_axis(order, fewest)[0][..., -1]
+        return jnp.where(kept | (order >= least), logits, -jnp.inf)
 
     if 0 < rules.topk < logits.shape[0]:
         best, _ = best_of_first_axis(logits, max(rules.topk, fewest))

@@ -174,6 +174,16 @@ def test_a_decay_is_never_more_than_certain():
         assert not np.isnan(edited(options, held, beam)[1]).any()
 
 
+def test_a_decay_begins_after_a_prompt():
+    """Of a decoder alone lengths are of what comes after the text that it is given."""
+    options = GenerationOptions(beam=1, max_len_b=5, exponential_decay_length_penalty=(3, 1.5))
+    for flavour, begins in (("decoder_only", [8, 7, 3]), ("encoder_decoder", [3, 3, 3])):
+        config = CONFIG.replace(flavour=flavour)
+        request = Request.make(config, SOURCES, options, is_ensemble=False)
+        start, factor = request.limits([0, 1], 3, V).decay
+        assert (start.tolist(), factor) == (begins, 1.5)  # the third row is padding
+
+
 def test_a_processor_is_given_what_transformers_gives_and_cannot_allow_what_is_forbidden():
     seen = []
 
@@ -323,18 +333,12 @@ def test_drawn_tokens_are_scored_among_what_is_left_if_that_is_normalised():
     limits = limits._replace(draws=jnp.ones((1, 2), jnp.uint32))
     state = begin(jnp.ones(1, bool), 1, 1, None, rules, EOS)._replace(step=jnp.int32(3))
     logits = np.random.default_rng(1).normal(0, 2, 30).astype(np.float32)
-    own = {}
-    for flag in (False, True):
-        rules = dataclasses.replace(rules, renormalised=flag)
-        scored = edit(jnp.asarray(logits)[:, None, None], state, limits, rules)
-        for draw in (samples, beam_samples):
-            choice = draw(scored, state, limits, rules)
-            own[draw, flag] = choice
     free = logits.astype(np.float64)
     free[PAD] = -np.inf
-    for (draw, flag), choice in own.items():
-        fewest = 2  # as beam sampling has it
-        log_probs = log_softmax(filtered(free, {"min_p": 0.1}, fewest) if flag else logits)
-        np.testing.assert_allclose(
-            choice.scores[0], log_probs[choice.tokens[0]], atol=1e-5, err_msg=f"{draw} {flag}"
-        )
+    left = filtered(free, {"min_p": 0.1}, fewest=2)
+    for draw, flag in ((beam_samples, False), (beam_samples, True), (samples, True)):
+        rules = dataclasses.replace(rules, renormalised=flag)
+        scored = edit(jnp.asarray(logits)[:, None, None], state, limits, rules)
+        choice = draw(scored, state, limits, rules)
+        log_probs = log_softmax(left if flag else logits)
+        np.testing.assert_allclose(choice.scores[0], log_probs[choice.tokens[0]], atol=1e-5)
