@@ -36,6 +36,9 @@ _INSTEAD = {
     "remove_invalid_values": "nothing: where there is no number a warning says so",
     "watermarking_config": "logits_processor, a function that adds to the scores of some tokens",
     "synced_gpus": "nothing: one device generates",
+    "assistant_model": "nothing: a second model makes the same text sooner at best",
+    "prompt_lookup_num_tokens": "nothing: a lookup makes the same text sooner at best",
+    "guidance_scale": "logits_processor, a function of your own",
     # CTranslate2
     "beam_size": "beam",
     "num_hypotheses": "nbest",
@@ -55,6 +58,7 @@ _INSTEAD = {
     "tokens_to_suppress": "suppress_tokens",
     "lm_model": "lm, a function of tokens and their number",
     "score_reference": "score(sources, targets)",
+    "retain_dropout": "nothing: a search is without dropout; sampling=True draws different texts",
     "no_early_stop": "nothing: fairseq ignores it, too",
     "max_len": "max_len_b",
 }

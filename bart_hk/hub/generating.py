@@ -45,6 +45,8 @@ class GeneratingBART(AttentiveBART):
         super().__init__(*args, **kwargs)
         check_bounds(*(1 if bound is None else bound for bound in (max_tokens, batch_size)))
         self._max_tokens, self._batch_size = max_tokens, batch_size
+        # A table takes a fifth of a second, and a list may come in parts.
+        self._last_stops: tuple[tuple[str, ...], Stops] | None = None
 
     def _batch_limits(
         self, max_tokens: int | None = None, batch_size: int | None = None
@@ -377,9 +379,14 @@ class GeneratingBART(AttentiveBART):
     def _stops(self, strings: str | Sequence[str] | None) -> Stops | None:
         if strings is None:
             return None
+        asked = (strings,) if isinstance(strings, str) else tuple(strings)
+        if self._last_stops is not None and self._last_stops[0] == asked:
+            return self._last_stops[1]
         spellings = self.text.spellings()[: self.config.vocab_size]
         spellings += [b""] * (self.config.vocab_size - len(spellings))
-        return Stops.of(strings, spellings, isinstance(self.bpe, SentencePieceBPE))
+        made = Stops.of(asked, spellings, isinstance(self.bpe, SentencePieceBPE))
+        self._last_stops = (asked, made)
+        return made
 
     @staticmethod
     def _step_arguments(
