@@ -379,6 +379,8 @@ class GeneratingBART(AttentiveBART):
     def _stops(self, strings: str | Sequence[str] | None) -> Stops | None:
         if strings is None:
             return None
+        if not isinstance(strings, str | list | tuple):
+            raise TypeError(f"stop_strings must be a text or a list of them, not {strings!r:.80}")
         asked = (strings,) if isinstance(strings, str) else tuple(strings)
         if self._last_stops is not None and self._last_stops[0] == asked:
             return self._last_stops[1]

@@ -24,6 +24,11 @@ from bart_hk.training.config import ConfigError
         (lambda b: b.encode(["a", b"b"]), TypeError, "b'b' is no text"),
         (lambda b: b.sample([3]), TypeError, "3 is no text"),
         (lambda b: b.sample(None), TypeError, "sample takes a text or a list of them, not a NoneT"),
+        (
+            lambda b: b.sample("a", stop_strings=5),
+            TypeError,
+            "must be a text or a list of them, not 5",
+        ),
         (lambda b: b.classify([1], head="mood"), TypeError, "1 is no text"),
         (lambda b: b.classify(None, head="mood"), TypeError, "None is no text"),
         (lambda b: b.rank([1, 2], head="one"), TypeError, r"\(1,\) is no text"),
