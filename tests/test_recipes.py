@@ -59,6 +59,10 @@ def test_glue_is_as_published(name):
     assert checkpoint.maximize_best_checkpoint_metric is (None if name == "stsb" else True)
 
 
+def test_mnli_has_two_names():
+    assert composed("mnli") == composed("glue/mnli")
+
+
 # README.summarization.md: updates, batches of 2048 tokens an update on each of 8 GPUs.
 @pytest.mark.parametrize(("name", "updates", "freq"), [("cnn_dm", 20000, 4), ("xsum", 15000, 2)])
 def test_summarisation_is_as_published(name, updates, freq):
@@ -85,7 +89,7 @@ def test_every_experiment_is_whole_and_says_what_to_expect(name):
     config = composed(name)
     assert config.task._name
     comment = (CONF / "experiment" / f"{name}.yaml").read_text().partition("defaults:")[0]
-    alone = ("cnn_dm", "xsum", "mbart_enro", "squad", "rot13", "char_lm", "latent_tatoeba")
+    alone = ("cnn_dm", "xsum", "mnli", "mbart_enro", "squad", "rot13", "char_lm", "latent_tatoeba")
     if name.startswith(("glue/", "mini/")) or name in alone:
         assert f"bart-hk-train experiment={name}" in comment
         assert "Published: " in comment or "Expected: " in comment

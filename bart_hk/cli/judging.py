@@ -236,7 +236,7 @@ def judge_texts(
         state = {key: value.tolist() for key, value in sums.items()}
         return TextMetrics(names, state).results()
 
-    order = "rougeL" if "rouge" in names else "bleu"
+    order = "rougeLsum" if "rouge" in names else "bleu"
     badness = np.array([100 - record[order] for record in records])
     headline = _about_metrics(names, [len(references) for references in targets])
     headline += _warnings(written, [references[0] for references in targets])
@@ -258,8 +258,8 @@ def _about_metrics(names: Sequence[str], references: Sequence[int]) -> list[str]
         lines.append(f"BLEU: {settings}|version:{version('sacrebleu')}")
     if "rouge" in names:
         lines.append(
-            "ROUGE: rouge-score, F1, stemmed, without sentence splits; the BART papers used "
-            "files2rouge on tokenised text, which gives slightly other numbers"
+            "ROUGE: rouge-score, F1, stemmed; ROUGE-L of the BART papers (files2rouge, on tokenised "
+            "text) is rougeLsum, of sentences; rougeL takes a text as one"
         )
     return lines
 

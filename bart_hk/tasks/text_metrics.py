@@ -1,13 +1,16 @@
 """BLEU and ROUGE of generated texts, accumulated row by row."""
 
 import importlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 NAMES = ("bleu", "rouge")
 
 _PACKAGES = {"bleu": "sacrebleu", "rouge": "rouge_score"}
-_ROUGE = ("rouge1", "rouge2", "rougeL")
+ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+# Where a sentence ends: before a full stop's next word, tokenised (`a film . It`) or not.
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _ORDER = 4  # n-grams of BLEU
 
 
@@ -15,8 +18,9 @@ class TextMetrics:
     """Sums from which BLEU and ROUGE of a corpus follow; no text is kept.
 
     * bleu: sacrebleu's corpus BLEU, 13a tokenisation, mixed case, exponential smoothing.
-    * rouge: the mean F1 of ROUGE-1, -2 and -L of rouge-score with stemming, times 100. (The BART
-      paper used files2rouge on tokenised text, which gives slightly other numbers.)
+    * rouge: the mean F1 of ROUGE-1, -2 and -L of rouge-score with stemming, times 100. "rougeL" takes
+      a text as one sentence. "rougeLsum" is the ROUGE-L of the BART papers, which used files2rouge
+      (ROUGE-1.5.5): the union over the pairs of sentences; a sentence ends at . ! or ? and a space.
 
     Attributes:
         state: the sums, as JSON can hold them exactly.
@@ -26,7 +30,7 @@ class TextMetrics:
         """From no rows, or going on from another's `state`.
 
         Raises:
-            ValueError: there is no such metric.
+            ValueError: there is no such metric, or the state is of a version with other sums.
             ImportError: its package is not installed; the message is one line with the remedy.
         """
         for name in names:
@@ -38,15 +42,19 @@ class TextMetrics:
         self._rouge = None
         if "rouge" in packages:
             scorer = importlib.import_module("rouge_score.rouge_scorer")
-            self._rouge = scorer.RougeScorer(list(_ROUGE), use_stemmer=True)
+            self._rouge = scorer.RougeScorer(list(ROUGE), use_stemmer=True)
         self.state: dict[str, Any] = {
             "rows": 0,
             "correct": [0] * _ORDER,
             "total": [0] * _ORDER,
             "lengths": [0, 0],
-            **dict.fromkeys(_ROUGE, 0.0),
-            **(state or {}),
+            **dict.fromkeys(ROUGE, 0.0),
         }
+        if missing := self.state.keys() - (state or self.state).keys():
+            raise ValueError(
+                f"the sums of another version lack {', '.join(sorted(missing))}; begin again"
+            )
+        self.state |= state or {}
 
     def add(self, hypothesis: str, *references: str) -> None:
         """Counts one row. Of several references BLEU takes the n-grams of all of them, and each
@@ -62,17 +70,18 @@ class TextMetrics:
                 state["lengths"][1] + int(found.ref_len),
             ]
         if self._rouge is not None:
-            for name, score in self._rouge.score_multi(references, hypothesis).items():
+            lines = [_SENTENCE_END.sub("\n", text.strip()) for text in (hypothesis, *references)]
+            for name, score in self._rouge.score_multi(lines[1:], lines[0]).items():
                 state[name] += score.fmeasure
 
     def results(self) -> dict[str, float]:
-        """The metrics by name, from 0 to 100: "bleu", "rouge1", "rouge2", "rougeL"."""
+        """The metrics by name, from 0 to 100: those of `ROUGE` and "bleu"."""
         results = {}
         if self._bleu is not None:
             results["bleu"] = float(self._corpus_bleu().score)
         if self._rouge is not None:
             rows = max(self.state["rows"], 1)
-            results |= {name: 100 * self.state[name] / rows for name in _ROUGE}
+            results |= {name: 100 * self.state[name] / rows for name in ROUGE}
         return results
 
     def lines(self) -> list[str]:
@@ -82,7 +91,7 @@ class TextMetrics:
         if self._bleu is not None:
             lines.append(self._corpus_bleu().format())
         if self._rouge is not None:
-            scores = [f"{n.replace('rouge', 'ROUGE-')} = {results[n]:.2f}" for n in _ROUGE]
+            scores = [f"{n.replace('rouge', 'ROUGE-')} = {results[n]:.2f}" for n in ROUGE]
             lines.append(", ".join(scores))
         return lines
 

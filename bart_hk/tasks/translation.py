@@ -29,7 +29,7 @@ from bart_hk.model import BART
 from bart_hk.tasks import Batch, TaskKind, files, losses
 from bart_hk.tasks.losses import CrossEntropyConfig
 from bart_hk.tasks.pairs import Pairs, PairsConfig, Splits, read_splits
-from bart_hk.tasks.text_metrics import TextMetrics
+from bart_hk.tasks.text_metrics import ROUGE, TextMetrics
 from bart_hk.tasks.writing import TextWriting, Tree
 from bart_hk.text import TextEncoder
 
@@ -117,7 +117,7 @@ class Translation(TextWriting):
         self.validates = self._splits.valid is not None
         if self._splits.binarised:
             self.tokenizer_folder = config.data
-        rouge = ("rouge1", "rouge2", "rougeL") if config.eval_rouge else ()
+        rouge = ROUGE if config.eval_rouge else ()
         bleu = ("bleu",) if config.eval_bleu else ()
         exact = ("exact_match",) if config.eval_exact_match else ()
         self.metric_names = ("nll_loss", "ppl", "accuracy", *exact, *bleu, *rouge)

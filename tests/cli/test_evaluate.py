@@ -167,7 +167,7 @@ def test_texts(model, bart, here, capsys):
     found = read(here / "evaluation-test" / "predictions.jsonl")
     assert [record["prediction"] for record in found] == written
     about = json.loads((here / "evaluation-test" / "metrics.json").read_text())["metrics"]
-    assert set(about) == {"bleu", "rouge1", "rouge2", "rougeL"}
+    assert set(about) == {"bleu", "rouge1", "rouge2", "rougeL", "rougeLsum"}
     from sacrebleu.metrics import BLEU
 
     references = [[r["target"][0] for r in records], [(r["target"] + [None])[1] for r in records]]

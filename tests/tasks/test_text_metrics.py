@@ -31,13 +31,23 @@ def test_rouge_is_the_mean_f1():
     metrics = TextMetrics(["rouge"])
     for pair in PAIRS:
         metrics.add(*pair)
-    names = ["rouge1", "rouge2", "rougeL"]
+    names = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
     scorer = rouge_scorer.RougeScorer(names, use_stemmer=True)
     scores = [scorer.score(reference, hypothesis) for hypothesis, reference in PAIRS]
     expected = {n: 100 * sum(s[n].fmeasure for s in scores) / len(PAIRS) for n in names}
     assert metrics.results() == pytest.approx(expected)
-    one, two, longest = (f"{expected[name]:.2f}" for name in names)
-    assert metrics.lines() == [f"ROUGE-1 = {one}, ROUGE-2 = {two}, ROUGE-L = {longest}"]
+    one, two, longest, of_sentences = (f"{expected[name]:.2f}" for name in names)
+    line = f"ROUGE-1 = {one}, ROUGE-2 = {two}, ROUGE-L = {longest}, ROUGE-Lsum = {of_sentences}"
+    assert metrics.lines() == [line]
+
+
+def test_rouge_of_sentences_finds_each_wherever_it_stands():
+    """The same two sentences the other way round: half as one sequence, all as sentences (Lin 2004,
+    section 3.2)."""
+    metrics = TextMetrics(["rouge"])
+    metrics.add("A dog ran home! The cat slept here.", "The cat slept here. A dog ran home!")
+    found = metrics.results()
+    assert found["rougeL"] == pytest.approx(50) and found["rougeLsum"] == pytest.approx(100)
 
 
 def test_a_state_goes_on_exactly():
@@ -52,6 +62,9 @@ def test_a_state_goes_on_exactly():
         part.add(*pair)
     assert part.state == whole.state and part.results() == whole.results()
     assert len(whole.lines()) == 2
+    del part.state["rougeLsum"]
+    with pytest.raises(ValueError, match="another version lack rougeLsum; begin again"):
+        TextMetrics(state=part.state)
 
 
 def test_no_rows_are_no_failure():

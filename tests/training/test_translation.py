@@ -71,7 +71,7 @@ def test_the_hub_frames_texts_as_training_did(texts, tmp_path, monkeypatch, prep
     epochs = 40 if prepend_bos else 1
     result = train(config(texts, tmp_path / "run", epochs, prepend_bos=prepend_bos))
     assert set(result.valid) == {
-        *("loss", "nll_loss", "ppl", "accuracy", "bleu", "rouge1", "rouge2", "rougeL")
+        *("loss", "nll_loss", "ppl", "accuracy", "bleu", "rouge1", "rouge2", "rougeL", "rougeLsum")
     }
     bart = bart_hk.load(tmp_path / "run")
     ids = bart.encode("ein hund")
