@@ -9,9 +9,11 @@ import difflib
 import gzip
 import json
 import lzma
+import re
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 FORMATS = (".tsv", ".csv", ".jsonl")
 COMPRESSIONS = (".gz", ".xz")
@@ -29,6 +31,8 @@ TEXT_COLUMNS = (
     ("text",),
 )
 LABEL_COLUMNS = ("label", "gold_label", "score", "Quality", "is_duplicate", "class")
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class DataError(ValueError):
@@ -175,6 +179,31 @@ def read_lines(path: str | Path) -> list[str]:
     return [line for _, line in _lines(Path(path))]
 
 
+def parse_json(where: str, text: str) -> Any:
+    """What a text in JSON says.
+
+    Args:
+        where: it stands, for the message.
+
+    Raises:
+        DataError: it is no JSON, is nested too deep, has a number of too many digits, or half of a
+            surrogate pair, which is no character.
+    """
+    try:
+        value = json.loads(text)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise DataError(
+            f"{where}: {half} is half of a surrogate pair and no character; remove it, or "
+            "write the file again with both halves"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON ({error})") from None
+    return value
+
+
 def _label_column(path: Path, header: list[str], asked: str | None) -> str:
     if asked is not None:
         return _present(path, header, asked)
@@ -219,9 +248,9 @@ def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
     kind = suffixes[-1] if suffixes else ""
     if kind in COMPRESSIONS and len(suffixes) == 2:
         kind = suffixes[0]
+    lines = _lines(path)
     if kind not in FORMATS:
         raise DataError(f"{path}: the format is told by the name; use {', '.join(FORMATS)}")
-    lines = _lines(path)
     if kind == ".tsv":
         return ((number, line.split("\t")) for number, line in lines)
     return _csv_records(path, lines) if kind == ".csv" else _jsonl_records(path, lines)
@@ -229,15 +258,20 @@ def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines without their ends; empty lines at the end of the file are dropped."""
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; name a file")
     try:
         data = path.read_bytes()
         if path.suffix.lower() in COMPRESSIONS:
             data = (gzip if path.suffix.lower() == ".gz" else lzma).decompress(data)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
-    data = data.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
+    return _numbered(path, data.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n"))
+
+
+def _numbered(path: Path, data: bytes) -> Iterator[tuple[int, str]]:
     # Only \n ends a line: str.splitlines would also cut at U+2028 and its like inside a text.
     for number, line in enumerate(data.split(b"\n") if data else (), 1):
         try:
@@ -266,10 +300,7 @@ def _csv_records(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple
 def _jsonl_records(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
     header: list[str] | None = None
     for number, line in lines:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number}: not JSON ({error})") from None
+        record = parse_json(f"{path}, line {number}", line)
         if not isinstance(record, dict):
             raise DataError(f"{path}, line {number}: not a JSON object")
         if header is None:

@@ -12,7 +12,7 @@ def separated(text: str, separator: str) -> Any:
     """The labels of a row, each once."""
     try:
         found = json.loads(text) if text.startswith("[") else text.split(separator)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # a label that begins so
         found = text.split(separator)
     labels = (label if isinstance(label, str) else json.dumps(label) for label in found)
     return list(dict.fromkeys(label.strip() for label in labels if label.strip()))
@@ -70,6 +70,6 @@ def number(examples: Examples, row: int) -> float:
     if not math.isfinite(value):
         raise DataError(
             f"{examples.where(row)}: label {examples.labels[row]!r} is not a finite number, which "
-            "criterion.regression_target=true needs"
+            "a regression needs"
         )
     return value

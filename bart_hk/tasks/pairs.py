@@ -243,7 +243,7 @@ def _texts(field: str, in_json: bool) -> list[str]:
     if in_json and field.startswith("["):
         try:
             listed = json.loads(field)
-        except json.JSONDecodeError:  # a text that begins so
+        except (ValueError, RecursionError):  # a text that begins so
             listed = [field]
         if all(isinstance(text, str) for text in listed):
             found = [text.strip() for text in listed]

@@ -19,7 +19,7 @@ import numpy as np
 from bart_hk.checkpoint.model_files import HeadFiles
 from bart_hk.config import BARTConfig, Flavour
 from bart_hk.data.batching import pad_rows
-from bart_hk.data.readers import DataError
+from bart_hk.data.readers import COMPRESSIONS, DataError
 from bart_hk.model import BART, ClassificationHead, Params
 from bart_hk.tasks import Batch, TaskDefaults, TaskKind, files, losses
 from bart_hk.tasks.heads import misfit
@@ -327,7 +327,8 @@ def _files(config: QuestionAnsweringConfig) -> tuple[Path, Path | None]:
         return Path(config.train), Path(config.valid) if config.valid else None
     found: list[Path | None] = []
     for names in (("train",), files.VALID_NAMES):
-        there = sorted({path for name in names for path in folder.glob(f"{name}*.json")})
+        globs = [f"{name}*.json{packed}" for name in names for packed in ("", *COMPRESSIONS)]
+        there = sorted({path for glob in globs for path in folder.glob(glob)})
         if len(there) > 1:
             raise DataError(
                 f"task.data={folder} has {', '.join(path.name for path in there)}; choose with "

@@ -3,7 +3,6 @@
 Source: Rajpurkar et al. 2016 and 2018; the official `evaluate-v1.1.py` and `evaluate-v2.0.py`.
 """
 
-import json
 import re
 import string
 from collections import Counter
@@ -11,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bart_hk.data.readers import DataError
+from bart_hk.data.readers import DataError, parse_json, read_lines
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = set(string.punctuation)
@@ -28,31 +27,31 @@ class Question:
 
 
 def read_squad(path: Path) -> list[Question]:
-    """Reads a file of version 1.1 or 2.0.
+    """Reads a file of version 1.1 or 2.0, `.gz` and `.xz` unpacked.
 
     Raises:
-        DataError: it is missing or not in SQuAD's format, a question or a text is empty, or an
-            answer is not where it is said to be.
+        DataError: it is missing or not in SQuAD's format, a question or a text is empty, an answer
+            is not where it is said to be, or two questions have the same id.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist") from None
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error})") from None
-    questions = []
+    content = parse_json(str(path), "\n".join(read_lines(path)))
+    questions: dict[str, Question] = {}
     try:
         for article in content["data"]:
             for paragraph in article["paragraphs"]:
                 context = paragraph["context"]
                 for entry in paragraph["qas"]:
-                    found = entry.get("answers", [])
-                    if entry.get("is_impossible", False):
-                        found = []
+                    found = [] if entry.get("is_impossible", False) else entry.get("answers")
+                    if found is None:
+                        raise DataError(
+                            f'{path}, question {entry["id"]}: it has no "answers"; give them, '
+                            'or say "is_impossible": true'
+                        )
                     answers = tuple((a["text"], int(a["answer_start"])) for a in found)
                     one = Question(str(entry["id"]), entry["question"], context, answers)
                     _check(path, one)
-                    questions.append(one)
+                    if one.id in questions:
+                        raise DataError(f"{path}: two questions have the id {one.id!r}")
+                    questions[one.id] = one
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} is not in SQuAD's format: {error!r}; it is "
@@ -60,7 +59,7 @@ def read_squad(path: Path) -> list[Question]:
         ) from None
     if not questions:
         raise DataError(f"{path} has no question")
-    return questions
+    return list(questions.values())
 
 
 def _check(path: Path, one: Question) -> None:

@@ -3,12 +3,11 @@
 Source of the metric: the CoNLL 2000 evaluation (`conlleval`), as seqeval computes it.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bart_hk.data.readers import DataError, read_lines
+from bart_hk.data.readers import DataError, parse_json, read_lines
 
 _WORDS = ("tokens", "words")
 _LABELS = ("labels", "ner_tags", "tags", "pos_tags")
@@ -70,10 +69,7 @@ def _of_columns(
 
 def _of_json(path: Path, lines: Sequence[str]) -> Iterable[Sentence]:
     for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number}: not JSON ({error})") from None
+        record = parse_json(f"{path}, line {number}", line)
         sides = []
         for names in (_WORDS, _LABELS):
             name = next((n for n in names if isinstance(record, dict) and n in record), None)

@@ -18,9 +18,9 @@ class TextMetrics:
     """Sums from which BLEU and ROUGE of a corpus follow; no text is kept.
 
     * bleu: sacrebleu's corpus BLEU, 13a tokenisation, mixed case, exponential smoothing.
-    * rouge: the mean F1 of ROUGE-1, -2 and -L of rouge-score with stemming, times 100. "rougeL" takes
-      a text as one sentence. "rougeLsum" is the ROUGE-L of the BART papers, which used files2rouge
-      (ROUGE-1.5.5): the union over the pairs of sentences; a sentence ends at . ! or ? and a space.
+    * rouge: the mean F1 of ROUGE-1, -2 and -L of rouge-score with stemming, times 100. "rougeL"
+      takes a text as one sentence. "rougeLsum" is the ROUGE-L of the BART papers, which used
+      files2rouge (ROUGE-1.5.5), of sentences, which end at . ! or ? and a space.
 
     Attributes:
         state: the sums, as JSON can hold them exactly.

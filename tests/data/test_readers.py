@@ -36,6 +36,7 @@ def test_csv_with_quotes_and_lines_inside_a_field(tmp_path):
 
 def test_jsonl_with_numbers_as_labels_and_other_fields(tmp_path):
     rows = [{"text": "a", "label": 1, "x": [1]}, {"label": 0.5, "text": "b", "x": None}]
+    rows[0]["note"] = rows[1]["note"] = "\U0001f600"  # a whole pair of surrogates in JSON
     path = write(tmp_path, "a.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
     examples = read_examples(path)
     assert (examples.texts, examples.labels) == ([("a",), ("b",)], ["1", "0.5"])
@@ -93,6 +94,9 @@ def test_columns_asked_for(tmp_path):
         ("a.jsonl", '{"text": "a", "label": 1}\n[1]\n', "line 2: not a JSON object"),
         ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', "line 2: 'label' is missing"),
         ("a.jsonl", '{"text": "a", "label": 1}\n{"text": null, "label": 1}\n', "line 2: 'text' is"),
+        ("a.jsonl", '{"text": ' + "[" * 100000, "line 1: not JSON .maximum recursion"),
+        ("a.jsonl", '{"text": "a", "label": ' + "9" * 5000 + "}", "line 1: not JSON .*digits"),
+        ("a.jsonl", '{"text": "a \\ud800b", "label": 1}', r"line 1: .ud800 is half of a surrogate"),
         ("a.txt", "x", "use .tsv, .csv, .jsonl"),
         ("a.tsv.gz", b"nonsense", "cannot be read"),
     ],
@@ -106,6 +110,8 @@ def test_malformed_files_name_the_line(tmp_path, name, content, message):
 def test_a_missing_file(tmp_path):
     with pytest.raises(DataError, match="none.tsv does not exist"):
         read_examples(tmp_path / "none.tsv")
+    with pytest.raises(DataError, match="is a folder; name a file"):
+        read_examples(tmp_path)
 
 
 def test_xz_is_unpacked_and_a_damaged_file_is_named(tmp_path):

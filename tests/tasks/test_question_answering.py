@@ -1,5 +1,6 @@
 """SQuAD's files, windows, spans and metrics; the loss by hand, and the hub's answer."""
 
+import gzip
 import json
 
 import jax
@@ -15,7 +16,7 @@ from bart_hk.tasks.question_answering import (
     QuestionAnsweringCriterionConfig,
     best_spans,
 )
-from bart_hk.tasks.squad import exact_match, f1
+from bart_hk.tasks.squad import exact_match, f1, read_squad
 from bart_hk.text import TextEncoder
 from bart_hk.text.pieces import encode_pieces
 from tests.parameters import random_params
@@ -207,6 +208,8 @@ def test_metrics_are_the_official_ones():
         ("{", {}, "train-v1.1.json: not JSON"),
         ('{"data": [{}]}', {}, "is not in SQuAD's format: KeyError"),
         ('{"data": []}', {}, "has no question"),
+        (squad(("ff", "aa", 0)).replace("answers", "answer"), {}, 'q0: it has no "answers"; give'),
+        (squad(("ff", "aa", 0), ("hh", "aa", 0)).replace("q1", "q0"), {}, "have the id 'q0'"),
         (None, {"doc_stride": 0}, "task.doc_stride=0 must be at least 1"),
         (None, {"train": "x.json"}, "give task.data or task.train and task.valid, not both"),
     ],
@@ -215,6 +218,17 @@ def test_bad_input_is_found_before_anything_else(tmp_path, content, options, mes
     with pytest.raises(DataError, match=message) as error:
         make(tmp_path, content, **options)
     assert "\n" not in str(error.value)
+
+
+def test_a_compressed_file_and_a_byte_order_mark(tmp_path):
+    content = squad(("ff", "cc, dd", 6))
+    (tmp_path / "train.json.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf" + content.encode()))
+    (tmp_path / "dev.json").write_text(content)
+    found = QuestionAnsweringConfig(data=str(tmp_path))
+    assert QuestionAnswering(found, QuestionAnsweringCriterionConfig()).validates
+    assert read_squad(tmp_path / "train.json.gz") == read_squad(tmp_path / "dev.json")
+    with pytest.raises(DataError, match="is a folder; name a file"):
+        read_squad(tmp_path)
 
 
 def test_bad_places(tmp_path):

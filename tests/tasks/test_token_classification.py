@@ -153,7 +153,7 @@ def test_bad_json(tmp_path):
     for content, message in (
         ('{"tokens": ["a"], "labels": ["x", "y"]}', "line 1: 1 words and 2 labels"),
         ('{"tokens": ["a"]}', "line 1: there is no list labels or ner_tags"),
-        ("[", "line 1: not JSON"),
+        ("[" * 100000, "line 1: not JSON"),
         ('{"tokens": ["a", " "], "labels": ["x", "y"]}', "a word or a label is empty"),
     ):
         path.write_text(content + "\n")
