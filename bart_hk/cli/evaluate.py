@@ -88,7 +88,8 @@ def evaluate(arguments: argparse.Namespace) -> list[str]:
         raise ValueError(f"--output {output} is a file; name a folder")
     _options(arguments)  # are well, before anything is loaded
     if not arguments.data.is_file():
-        raise ValueError(f"{arguments.data} does not exist")
+        what = "is a folder; name a file" if arguments.data.is_dir() else "does not exist"
+        raise ValueError(f"{arguments.data} {what}")
     bart = load(arguments.model, dtype=arguments.dtype)
     judged = _judged(bart, arguments, glue, _options(arguments, bart))
     found = judged.metrics(np.arange(judged.rows))

@@ -16,6 +16,7 @@ from bart_hk.data.readers import DataError, Examples, read_examples
 from bart_hk.hub import BARTHubInterface
 from bart_hk.tasks import metrics
 from bart_hk.tasks.glue import GlueTask
+from bart_hk.tasks.labels import number, separated
 from bart_hk.tasks.pairs import Pairs, PairsConfig, read_table_of_pairs
 from bart_hk.tasks.text_metrics import TextMetrics
 
@@ -101,6 +102,14 @@ def judge_head(
             f"--labels names {len(names)} classes, and the head {name!r} has "
             f"{head.module.num_classes}"
         )
+    for i, label in enumerate(names):
+        if names.count(label) > 1:
+            raise DataError(f"--labels has {label!r} twice")
+        if head.labels and label in head.labels and head.labels[i] != label:
+            raise DataError(
+                f"--labels has {label!r} in another place than the head {name!r}, which has "
+                f"{', '.join(head.labels)}: leave --labels out"
+            )
     probabilities = np.exp(np.asarray(bart.predict(name, rows), np.float64))
     if head.multi_label:
         return _label_sets(examples, probabilities, names, label_separator)
@@ -149,7 +158,7 @@ def _label_sets(
 ) -> Judged:
     targets = np.zeros(probabilities.shape, bool)
     for i, text in enumerate(examples.labels):
-        for label in filter(None, (part.strip() for part in text.split(separator))):
+        for label in separated(text, separator):
             targets[i, _known(examples, i, label, names)] = True
     predicted = probabilities > 0.5
     records = _records(examples)
@@ -167,15 +176,7 @@ def _label_sets(
 
 def _values(examples: Examples, predicted: np.ndarray, glue: GlueTask | None) -> Judged:
     divisor = glue.divisor if glue else 1.0
-    targets = np.empty(len(examples))
-    for i, label in enumerate(examples.labels):
-        try:
-            targets[i] = float(label) / divisor
-        except ValueError:
-            raise DataError(
-                f"{examples.where(i)}: label {label!r} is not a number, which this regression head "
-                "gives"
-            ) from None
+    targets = np.array([number(examples, i) for i in range(len(examples))]) / divisor
     records = _records(examples)
     for record, value in zip(records, predicted, strict=True):
         record["prediction"] = round(float(value) * divisor, 6)
@@ -258,7 +259,7 @@ def _about_metrics(names: Sequence[str], references: Sequence[int]) -> list[str]
         lines.append(f"BLEU: {settings}|version:{version('sacrebleu')}")
     if "rouge" in names:
         lines.append(
-            "ROUGE: rouge-score, F1, stemmed; ROUGE-L of the BART papers (files2rouge, on tokenised "
+            "ROUGE: rouge-score, F1, stemmed; the BART papers' ROUGE-L (files2rouge, on tokenised "
             "text) is rougeLsum, of sentences; rougeL takes a text as one"
         )
     return lines

@@ -4,11 +4,13 @@ Source: Yin et al. 2019; transformers' `ZeroShotClassificationPipeline`, whose n
 Shapes: N texts, L labels.
 """
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
 HYPOTHESIS = "This example is {}."
+_UNNAMED = re.compile(r"(LABEL_)?\d+", re.IGNORECASE)  # what transformers calls such classes
 
 
 def hypotheses(labels: Sequence[str], template: str) -> list[str]:
@@ -40,11 +42,16 @@ def answers(names: Sequence[str] | None, classes: int) -> tuple[int, int]:
     the last; contradiction the first, or the last where that is entailment.
 
     Raises:
-        ValueError: the head has one output.
+        ValueError: the head has one output, or names for its classes and none is entailment.
     """
     if classes < 2:
         raise ValueError("labels=[...] needs a head that was trained to tell entailment")
     found = [i for i, name in enumerate(names or ()) if name.lower().startswith("entail")]
+    if names and not found and not all(_UNNAMED.fullmatch(name) for name in names):
+        raise ValueError(
+            "labels=[...] needs a head that was trained to tell entailment; this one tells "
+            f"{', '.join(names[:10])}"
+        )
     yes = found[0] if found else classes - 1
     return yes, classes - 1 if yes == 0 else 0
 

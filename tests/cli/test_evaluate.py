@@ -37,12 +37,13 @@ def texts(count, seed=0):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A folder with a head of three classes, one of several labels and a regression."""
+    """A folder with heads of three classes, of several labels, of entailment, a regression."""
     folder = tmp_path_factory.mktemp("model") / "model"
     bart = BARTHubInterface(CONFIG, random_params(CONFIG, 0.3), ENCODER)
     for name, classes, regression in (
         ("mood", ["bad", "good", "mixed"], False),
         ("tags", ["bad", "good", "mixed"], False),
+        ("nli", ["contradiction", "neutral", "entailment"], False),
         ("stars", None, True),
     ):
         bart.register_classification_head(name, labels=classes, regression=regression)
@@ -143,10 +144,11 @@ def test_numbers_and_several_labels(model, bart, here, capsys):
     probabilities = np.exp(np.asarray(bart.predict("tags", bart.encode(rows))))
     names = np.array(["bad", "good", "mixed"])
     lines = "".join(
-        f"{row}\t{','.join(names[p > 0.5])}\n" for row, p in zip(rows, probabilities, strict=True)
+        json.dumps({"text": row, "label": names[p > 0.5].tolist()}) + "\n"
+        for row, p in zip(rows, probabilities, strict=True)
     )
-    (here / "tags.tsv").write_text("text\tlabel\n" + lines)
-    run(capsys, model, here / "tags.tsv", "--head", "tags", "--samples", 10)
+    (here / "tags.jsonl").write_text(lines)
+    run(capsys, model, here / "tags.jsonl", "--head", "tags", "--samples", 10)
     about = json.loads((here / "evaluation-tags/metrics.json").read_text())["metrics"]
     assert about["accuracy"]["value"] == about["micro_f1"]["value"] == 100
     assert read(here / "evaluation-tags/worst.jsonl") == []
@@ -180,8 +182,11 @@ def test_texts(model, bart, here, capsys):
     ("arguments", "message"),
     [
         (("none.tsv",), "none.tsv does not exist"),
-        (("dev.tsv",), "say which head with --head, or --texts; there are: mood, stars, tags"),
-        (("dev.tsv", "--head", "modo"), "there is no head 'modo'; there are: mood, stars, tags"),
+        (("dev.tsv",), "say which head with --head, or --texts; there are: mood, nli, stars, tags"),
+        (
+            ("dev.tsv", "--head", "modo"),
+            "there is no head 'modo'; there are: mood, nli, stars, tags",
+        ),
         (("dev.tsv", "--head", "mood", "--texts"), "--texts and --head exclude each other"),
         (
             ("dev.tsv", "--head", "mood"),
@@ -189,12 +194,18 @@ def test_texts(model, bart, here, capsys):
         ),
         (
             ("dev.tsv", "--head", "stars"),
-            "line 2: label 'good' is not a number, which this regress",
+            "line 2: label 'good' is not a finite number, which a regression",
         ),
         (
             ("dev.tsv", "--head", "mood", "--labels", "a"),
             "--labels names 1 classes, and the head 'm",
         ),
+        (
+            ("dev.tsv", "--head", "mood", "--labels", "good", "bad", "mixed"),
+            "--labels has 'good' in another place than the head 'mood', which has bad, good",
+        ),
+        (("dev.tsv", "--head", "mood", "--labels", "a", "a", "b"), "--labels has 'a' twice"),
+        ((".",), ". is a folder; name a file"),
         (("dev.tsv", "--head", "mood", "--label-column", "lable"), "no column 'lable'"),
         (("dev.tsv", "--texts"), "name the one with the targets in --target-column"),
         (("dev.tsv", "--glue", "sst3"), "--glue sst3 is not one of cola"),
@@ -235,9 +246,9 @@ def test_predict(model, bart, monkeypatch, capsys):
     values = np.asarray(bart.predict("stars", bart.encode(inputs)))[:, 0]
     np.testing.assert_allclose([float(x) for x in capsys.readouterr().out.split()], values, 1e-4)
     feed(monkeypatch, data[: data.index(b"good film\ta")])
-    arguments = ["--head", "mood", "--labels", "film", "plot", "--json"]
+    arguments = ["--head", "nli", "--labels", "film", "plot", "--json"]
     assert predict.main([str(model), *arguments]) == 0
-    ranked = bart.classify(lines[:5], head="mood", labels=["film", "plot"])
+    ranked = bart.classify(lines[:5], head="nli", labels=["film", "plot"])
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [list(answer["probabilities"].items()) for answer in found] == [
         [(label, pytest.approx(p, rel=1e-4)) for label, p in pairs] for pairs in ranked

@@ -71,7 +71,11 @@ def test_which_outputs_say_yes_and_no():
     assert answers(["contradiction", "neutral", "entailment"], 3) == (2, 0)
     assert answers(["Entailment", "neutral", "contradiction"], 3) == (0, 2)
     assert answers(["entailment", "not_entailment"], 2) == (0, 1)
-    assert answers(None, 2) == (1, 0)
+    assert (
+        answers(None, 2) == answers(["LABEL_0", "LABEL_1"], 2) == answers(["0", "1"], 2) == (1, 0)
+    )
+    with pytest.raises(ValueError, match="trained to tell entailment; this one tells bad, good"):
+        answers(["bad", "good"], 2)
     logits = np.array([[[0.0, 5.0, 1.0], [0.0, 0.0, 3.0]]])
     one = scores(logits, 2, 0, False)
     np.testing.assert_allclose(one, [[1 / (1 + np.exp(2)), 1 / (1 + np.exp(-2))]])
