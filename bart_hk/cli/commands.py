@@ -3,6 +3,9 @@
 import argparse
 import re
 import sys
+from collections.abc import Iterable
+
+from bart_hk.hub import BARTHubInterface
 
 
 def parser(program: str, documentation: str | None) -> argparse.ArgumentParser:
@@ -18,6 +21,23 @@ def parser(program: str, documentation: str | None) -> argparse.ArgumentParser:
     made.add_argument("model", help="what bart_hk.load takes: a folder, file, name, address")
     made.add_argument("--dtype", default="float32", help="of the computation")
     return made
+
+
+def refuse_flags(arguments: argparse.Namespace, names: Iterable[str], what: str) -> None:
+    """Raises ValueError for the first of these flags that is given, which does nothing for `what`;
+    those that are not given are None, False or not there."""
+    for name in names:
+        value = getattr(arguments, name, None)
+        if value is not None and value is not False:
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} does nothing for {what}: leave it out")
+
+
+def report_cut_rows(bart: BARTHubInterface) -> None:
+    """Says on standard error how many rows the model could not read to their ends."""
+    if bart.rows_cut:
+        longest = min(bart.max_positions)
+        print(f"rows cut to the model's {longest} positions: {bart.rows_cut}", file=sys.stderr)
 
 
 def complain(program: str, error: Exception) -> int:

@@ -22,7 +22,7 @@ import numpy as np
 
 from bart_hk.checkpoint import files
 from bart_hk.cli import commands, judging, judging_parts
-from bart_hk.cli.judging_parts import TASKS
+from bart_hk.cli.judging_parts import ANSWERING, RANKING, SENTENCES, TAGGING, TASKS
 from bart_hk.cli.option_flags import (
     PRESET_HELP,
     PRESET_NAMES,
@@ -39,6 +39,16 @@ from bart_hk.tasks.sentence_ranking import SentenceRankingConfig
 _PROGRAM = "bart-hk-evaluate"
 # The seed is the bootstrap's; the rest asks for more than one text, or for more than a flag.
 _LEFT_OUT = ("seed", "nbest", "print_alignment", "lm_weight", "constraints")
+# Which flags say something to which kind of model; the rest, and --head, to all.
+_TEXTS = "texts"
+_SEARCH = (name for name in GenerationOptions.__dataclass_fields__ if name not in _LEFT_OUT)
+_FLAGS = {
+    SENTENCES: ("task", "glue", "text_columns", "label_column", "labels", "label_separator"),
+    RANKING: ("task", "label_column", "context_column", "option_columns", "first_label"),
+    TAGGING: ("task", "label_column", "word_column"),
+    ANSWERING: ("task",),
+    _TEXTS: ("texts", "source_column", "target_column", "metrics", "preset", *_SEARCH),
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,18 +66,16 @@ def _parser() -> argparse.ArgumentParser:
     heads.add_argument("--text-columns", nargs="+", metavar="NAME", help="one or two")
     heads.add_argument("--label-column", metavar="NAME", help="of words a number, -1 the last")
     heads.add_argument("--labels", nargs="+", help="names of the head's classes, in its order")
-    heads.add_argument("--label-separator", default=",", help="of several labels of a row")
+    heads.add_argument("--label-separator", help="of several labels of a row (default ,)")
     heads.add_argument("--context-column", metavar="NAME", help="of options")
     heads.add_argument("--option-columns", nargs="+", metavar="NAME")
-    heads.add_argument("--first-label", type=int, default=0, help="the first option's number")
-    heads.add_argument("--word-column", type=int, default=0, help="of words and tags")
+    heads.add_argument("--first-label", type=int, help="the first option's number (default 0)")
+    heads.add_argument("--word-column", type=int, help="of words and tags (default 0)")
     texts = parser.add_argument_group("texts")
     texts.add_argument("--texts", action="store_true", help="write texts, though there is a head")
     texts.add_argument("--source-column", metavar="NAME")
     texts.add_argument("--target-column", metavar="NAME")
-    texts.add_argument(
-        "--metrics", nargs="+", choices=text_metrics.NAMES, default=list(text_metrics.NAMES)
-    )
+    texts.add_argument("--metrics", nargs="+", choices=text_metrics.NAMES, help="(default: all)")
     texts.add_argument("--preset", choices=PRESET_NAMES, help=PRESET_HELP)
     add_option_flags(parser.add_argument_group("search"), leave_out=_LEFT_OUT)
     return parser
@@ -92,6 +100,7 @@ def evaluate(arguments: argparse.Namespace) -> list[str]:
         raise ValueError(f"{arguments.data} {what}")
     bart = load(arguments.model, dtype=arguments.dtype)
     judged = _judged(bart, arguments, glue, _options(arguments, bart))
+    commands.report_cut_rows(bart)
     found = judged.metrics(np.arange(judged.rows))
     ends = intervals(judged.metrics, judged.rows, arguments.samples, seed=arguments.seed)
     figure = None
@@ -132,33 +141,34 @@ def _judged(
     options: dict[str, Any],
 ) -> judging.Judged:
     head, data = _head(bart, arguments), arguments.data
+    task = judging_parts.task_of(bart, head, arguments.task) if head else _TEXTS
+    _check_flags(bart, head, task, arguments)
     if head is None:
         return judging.judge_texts(
             bart,
             data,
             options,
-            arguments.metrics,
+            arguments.metrics or text_metrics.NAMES,
             source_column=arguments.source_column,
             target_column=arguments.target_column,
         )
-    task = arguments.task or judging_parts.task_of(bart, head)
-    if task == judging_parts.RANKING:
+    if task == RANKING:
         columns = SentenceRankingConfig(
             context_column=arguments.context_column,
             option_columns=arguments.option_columns or [],
             label_column=arguments.label_column,
-            first_label=arguments.first_label,
+            first_label=arguments.first_label or 0,
         )
         return judging_parts.judge_ranking(bart, head, data, columns)
-    if task == judging_parts.TAGGING:
+    if task == TAGGING:
         try:
             label = int(arguments.label_column or -1)
         except ValueError:
             raise ValueError(
                 f"--label-column {arguments.label_column} of words is a number, -1 for the last"
             ) from None
-        return judging_parts.judge_tags(bart, head, data, arguments.word_column, label)
-    if task == judging_parts.ANSWERING:
+        return judging_parts.judge_tags(bart, head, data, arguments.word_column or 0, label)
+    if task == ANSWERING:
         return judging_parts.judge_answers(bart, head, data)
     return judging.judge_head(
         bart,
@@ -170,6 +180,19 @@ def _judged(
         label_separator=arguments.label_separator,
         glue=glue,
     )
+
+
+def _check_flags(
+    bart: BARTHubInterface, name: str | None, task: str, arguments: argparse.Namespace
+) -> None:
+    """Raises ValueError for a flag that does nothing for this model."""
+    used, what = set(_FLAGS[task]), "the writing of texts"
+    if name is not None:
+        head, what = bart.heads[name], f"the head {name!r} ({task})"
+        used -= {"labels"} if head.regression else set()
+        used -= set() if head.multi_label else {"label_separator"}
+    known = (flag for flags in _FLAGS.values() for flag in flags)
+    commands.refuse_flags(arguments, (flag for flag in known if flag not in used), what)
 
 
 def _head(bart: BARTHubInterface, arguments: argparse.Namespace) -> str | None:
@@ -194,6 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; gives its exit code: 0, or 2 with one line on standard error."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(format="%(message)s")
+    logging.getLogger("bart_hk.tasks").setLevel(logging.INFO)  # how many rows are cut
     try:
         lines = evaluate(arguments)
     except (OSError, ValueError, KeyError, ImportError) as error:

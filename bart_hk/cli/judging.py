@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from bart_hk.data.readers import DataError, Examples, read_examples
+from bart_hk.data.readers import DataError, Examples, read_examples, read_table
 from bart_hk.hub import BARTHubInterface
 from bart_hk.tasks import metrics
 from bart_hk.tasks.glue import GlueTask
 from bart_hk.tasks.labels import number, separated
 from bart_hk.tasks.pairs import Pairs, PairsConfig, read_table_of_pairs
+from bart_hk.tasks.sentence_options import READING
 from bart_hk.tasks.text_metrics import TextMetrics
 
 
@@ -71,10 +72,11 @@ def judge_head(
     text_columns: Sequence[str] | None = None,
     label_column: str | None = None,
     labels: Sequence[str] | None = None,
-    label_separator: str = ",",
+    label_separator: str | None = None,
     glue: GlueTask | None = None,
 ) -> Judged:
-    """Of a classification or regression head, on a table with texts and labels.
+    """Of a classification or regression head, on a table with texts and labels. What is not given
+    is as the head was trained, of columns those that the table has.
 
     Args:
         labels: names of the head's outputs, where the model does not have them.
@@ -84,18 +86,38 @@ def judge_head(
         DataError: the file is not as it should be, or has labels that the head does not.
     """
     head = bart.heads[name]
+    if glue is not None and glue.regression != head.regression:
+        raise DataError(
+            f"--glue {glue.folder} has {'numbers' if glue.regression else 'classes'}, and the head "
+            f"{name!r} gives {'numbers' if head.regression else 'classes'}"
+        )
+    trained = bart.extras.get(READING, {}) if len(bart.heads) == 1 else {}
+    layout: dict[str, Any] = {}
+    if glue is not None:
+        layout = {"header": glue.header, "skip_malformed": glue.skip_malformed}
+        trained = {
+            "text_columns": glue.text_columns,
+            "label_column": glue.label_column,
+            "label_divisor": glue.divisor,
+        }
+    elif trained:
+        header = read_table(path).header
+        if not set(trained.get("text_columns", ())) <= set(header):
+            trained = {**trained, "text_columns": None}
+        if trained.get("label_column") not in header:
+            trained = {**trained, "label_column": None}
     examples = read_examples(
         path,
-        text_columns or (glue.text_columns if glue else None),
-        label_column or (glue.label_column if glue else None),
-        header=glue.header if glue else None,
-        skip_malformed=glue is not None and glue.skip_malformed,
+        text_columns or trained.get("text_columns"),
+        label_column or trained.get("label_column"),
+        **layout,
         empty_texts=glue is not None,
         empty_labels=head.multi_label,
     )
     rows = bart.encode(list(examples.texts), truncate=True)
     if head.regression:
-        return _values(examples, np.asarray(bart.predict(name, rows))[:, 0], glue)
+        predicted = np.asarray(bart.predict(name, rows))[:, 0]
+        return _values(examples, predicted, trained.get("label_divisor", 1.0))
     names = tuple(labels or head.labels or map(str, range(head.module.num_classes)))
     if len(names) != head.module.num_classes:
         raise DataError(
@@ -112,7 +134,8 @@ def judge_head(
             )
     probabilities = np.exp(np.asarray(bart.predict(name, rows), np.float64))
     if head.multi_label:
-        return _label_sets(examples, probabilities, names, label_separator)
+        separator = label_separator or trained.get("label_separator", ",")
+        return _label_sets(examples, probabilities, names, separator)
     return _classes(examples, probabilities, names)
 
 
@@ -174,8 +197,7 @@ def _label_sets(
     )
 
 
-def _values(examples: Examples, predicted: np.ndarray, glue: GlueTask | None) -> Judged:
-    divisor = glue.divisor if glue else 1.0
+def _values(examples: Examples, predicted: np.ndarray, divisor: float) -> Judged:
     targets = np.array([number(examples, i) for i in range(len(examples))]) / divisor
     records = _records(examples)
     for record, value in zip(records, predicted, strict=True):

@@ -24,15 +24,30 @@ TAGGING, ANSWERING = "token_classification", "question_answering"
 TASKS = (SENTENCES, RANKING, TAGGING, ANSWERING)
 
 
-def task_of(bart: BARTHubInterface, name: str) -> str:
-    """What a head was trained for, by what is stored with it or by its kind."""
+def task_of(bart: BARTHubInterface, name: str, asked: str | None = None) -> str:
+    """What a head was trained for: what is asked for, or is stored with it, or follows from it.
+
+    Raises:
+        ValueError: a head of this kind cannot be what is asked for.
+    """
     head = bart.heads[name]
+    scores = head.module.num_classes == 1 and not head.regression and not head.multi_label
+    if asked == RANKING and not scores:
+        raise ValueError(f"the head {name!r} does not score options; see --task")
+    if asked == ANSWERING and head.labels != LABELS:
+        raise ValueError(f"the head {name!r} does not answer questions; see --task")
+    if asked == TAGGING and (head.regression or head.multi_label or not head.labels):
+        raise ValueError(f"the head {name!r} has no names of tags; see --task")
+    if asked == SENTENCES and scores:
+        raise ValueError(f"the head {name!r} has a single score and no classes; see --task")
+    if asked is not None:
+        return asked
     stored = bart.extras.get("training", {}).get("task")
     if stored in TASKS and len(bart.heads) == 1:
         return stored
     if head.labels == LABELS:
         return ANSWERING
-    if head.module.num_classes == 1 and not head.regression and not head.multi_label:
+    if scores:
         return RANKING
     return TAGGING if name == "token_classification_head" else SENTENCES
 
@@ -46,10 +61,8 @@ def judge_ranking(
         options: which columns; its files are not read.
 
     Raises:
-        DataError: the file is not as it should be, or the head has more than one output.
+        DataError: the file is not as it should be.
     """
-    if bart.heads[name].module.num_classes != 1 or bart.heads[name].regression:
-        raise DataError(f"the head {name!r} does not score options; see --task")
     options.train, options.max_positions = str(path), min(bart.max_positions)
     task = SentenceRanking(options, SentenceRankingCriterionConfig())
     task.encode(bart.text, bart.config)
@@ -107,6 +120,7 @@ def judge_tags(
                 )
     other = "O" if "O" in names else names[0]
     tagged = bart.tag([sentence.words for sentence in sentences], name, truncate=True)
+    bart.rows_cut += sum(len(a) < len(b.words) for a, b in zip(tagged, sentences, strict=True))
     records: list[dict[str, Any]] = []
     sums = np.zeros((len(sentences), 4), np.int64)  # right, words, shared entities, all entities
     confusion = np.zeros((len(names), len(names)), np.int64)
@@ -151,10 +165,8 @@ def judge_answers(bart: BARTHubInterface, name: str, path: Path) -> Judged:
     (version 2), the head may say so.
 
     Raises:
-        DataError: the file is not as it should be, or the head is of another kind.
+        DataError: the file is not as it should be.
     """
-    if bart.heads[name].labels != LABELS:
-        raise DataError(f"the head {name!r} does not answer questions; see --task")
     questions = read_squad(path)
     found = bart.answer(
         [q.question for q in questions],

@@ -371,6 +371,8 @@ class BARTHubInterface(LatentBART):
         sources, endings = self.text.encode_batch(texts), self.text.encode_batch(list(claims))
         around = 3 + len(separator)
         rows = []
+        room = min(self.max_positions) - around - max(map(len, endings))
+        self.rows_cut += sum(len(source) > room for source in sources)
         for source in sources:
             for ending in endings:
                 room = max(min(self.max_positions) - around - len(ending), 0)

@@ -26,6 +26,7 @@ class TextBART(LoadedBART):
     Attributes:
         text: its `TextEncoder`; `bpe` is the part that cuts text into symbols.
         task: fairseq's `source_dictionary`, `target_dictionary` and `label_dictionary`.
+        rows_cut: how many rows have been cut without a warning so far, to fit the positions.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class TextBART(LoadedBART):
         """From parts; `text=None` makes a model that takes ids only. See `LoadedBART`."""
         super().__init__(config, params, heads, **kwargs)
         self._text = text
+        self.rows_cut = 0
 
     def save(self, directory: str | Path, head: str | None = None) -> None:  # type: ignore[override]
         """Writes the model, its heads and its tokenizer as a directory that `load` opens.
@@ -141,7 +143,9 @@ class TextBART(LoadedBART):
         suffix = self.extras.get("source_suffix", [])
         limit, cut = min(self.max_positions) - len(suffix), 0
         if may_cut:
-            parts = _fit(parts, limit, len(separator))
+            fitting = _fit(parts, limit, len(separator))
+            self.rows_cut += sum(map(len, fitting)) < sum(map(len, parts))
+            parts = fitting
         elif len(parts[0]) > limit - 2:
             cut, parts[0] = len(parts[0]), parts[0][: limit - 2]
         # A model that was fine-tuned without <s> reads none; mBART's read a language at the end.

@@ -7,11 +7,12 @@ Source: fairseq `tasks/sentence_prediction.py`, `load_dataset`.
 """
 
 from pathlib import Path
+from typing import Any
 
 from bart_hk.data.readers import DataError, Examples, read_lines
 from bart_hk.data.store import TokenStore, store_exists
 from bart_hk.tasks.files import VALID_NAMES
-from bart_hk.text import Dictionary
+from bart_hk.text import Dictionary, TextEncoder
 
 
 def is_binarised(folder: Path) -> bool:
@@ -60,6 +61,23 @@ def read_binarised(path: Path, regression: bool) -> Examples:
     # Every row ends with </s>, which the frame puts there again.
     texts = [tuple(store[i][:-1].tolist() for store in inputs) for i in range(len(labels))]
     return Examples(path, names, "label", texts, labels, list(range(1, len(labels) + 1)))
+
+
+def ids_of(encoder: TextEncoder, texts: list[Any]) -> list[list[int]]:
+    """Of texts, or of what is ids already: a list for each.
+
+    Raises:
+        DataError: there are ids that the tokenizer does not have.
+    """
+    if all(isinstance(text, str) for text in texts):
+        return encoder.encode_batch(texts)
+    highest = max((max(ids, default=0) for ids in texts), default=0)
+    if highest >= len(encoder.dictionary):
+        raise DataError(
+            f"the data hold the id {highest}, and the model's tokenizer has "
+            f"{len(encoder.dictionary)} symbols: they were made with another vocabulary"
+        )
+    return texts
 
 
 def _classes(folder: Path, split: str) -> list[str]:

@@ -4,9 +4,11 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from bart_hk.data.readers import DataError
+from bart_hk.data.readers import DataError, Examples
 from bart_hk.tasks import files
 from bart_hk.tasks.glue import GlueTask
+
+READING = "sentence_prediction"  # the name of what `reading` gives, in bart_hk.json
 
 
 @dataclass
@@ -64,6 +66,23 @@ def as_glue(
     )
     asked: dict[str, Any] = dict.fromkeys(glue.reports, True)
     return config, dataclasses.replace(criterion, regression_target=glue.regression, **asked)
+
+
+def reading(
+    config: SentencePredictionConfig,
+    criterion: SentencePredictionCriterionConfig,
+    examples: Examples | None,
+) -> dict[str, Any]:
+    """How a training table was read, for reading others as it was: its columns (none where there
+    was no table), the numbers' divisor, the labels' separator."""
+    found: dict[str, Any] = {}
+    if examples is not None:
+        found = {"text_columns": list(examples.text_columns), "label_column": examples.label_column}
+    if criterion.regression_target:
+        found["label_divisor"] = config.label_divisor
+    if config.multi_label:
+        found["label_separator"] = config.label_separator
+    return found
 
 
 def check(config: SentencePredictionConfig, criterion: SentencePredictionCriterionConfig) -> None:

@@ -27,15 +27,17 @@ from bart_hk.model import (
     sentence_representation,
 )
 from bart_hk.tasks import Batch, TaskDefaults, TaskKind, binarised, files, losses, metrics
-from bart_hk.tasks.binarised import is_binarised, read_binarised
+from bart_hk.tasks.binarised import ids_of, is_binarised, read_binarised
 from bart_hk.tasks.glue import GlueTask, glue_task
 from bart_hk.tasks.heads import described, misfit, of_head
 from bart_hk.tasks.labels import label_names, number, separated
 from bart_hk.tasks.sentence_options import (
+    READING,
     SentencePredictionConfig,
     SentencePredictionCriterionConfig,
     as_glue,
     check,
+    reading,
 )
 from bart_hk.tasks.teaching import Answers, soft_binary_cross_entropy, soft_cross_entropy
 from bart_hk.text import TextEncoder
@@ -237,7 +239,7 @@ class SentencePrediction(TaskDefaults):
         self, examples: Examples, encoder: TextEncoder, config: BARTConfig, longest: int
     ) -> EncodedExamples:
         columns = [
-            _ids(encoder, [texts[c] for texts in examples.texts])
+            ids_of(encoder, [texts[c] for texts in examples.texts])
             for c in range(len(examples.text_columns))
         ]
         bos, eos = config.bos_token_id, config.eos_token_id
@@ -462,6 +464,11 @@ class SentencePrediction(TaskDefaults):
             found = metrics.of_classes(logits.argmax(1), targets, len(self.labels))
         return {"loss": loss} | {name: found[name] for name in self.metric_names}
 
+    def extras(self) -> dict[str, Any]:
+        """How the examples were read, which is how others are read to judge the model."""
+        examples = None if self.tokenizer_folder else self._train
+        return {READING: reading(self.config, self.criterion, examples)}
+
     def parts(self, params: Tree) -> tuple[Params, dict[str, HeadFiles]]:
         """The body's parameters, and the head with its label names."""
         labels = None if self.regression else self.labels
@@ -472,19 +479,6 @@ class SentencePrediction(TaskDefaults):
 KIND = TaskKind(
     SentencePredictionConfig(), (SentencePredictionCriterionConfig(),), SentencePrediction
 )
-
-
-def _ids(encoder: TextEncoder, texts: list[Any]) -> list[list[int]]:
-    """Of texts, or of what is ids already."""
-    if all(isinstance(text, str) for text in texts):
-        return encoder.encode_batch(texts)
-    highest = max((max(ids, default=0) for ids in texts), default=0)
-    if highest >= len(encoder.dictionary):
-        raise DataError(
-            f"the data hold the id {highest}, and the model's tokenizer has "
-            f"{len(encoder.dictionary)} symbols: they were made with another vocabulary"
-        )
-    return texts
 
 
 def _files(config: SentencePredictionConfig, glue: GlueTask | None) -> tuple[Path, Path | None]:

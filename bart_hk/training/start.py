@@ -24,8 +24,8 @@ from bart_hk.zoo import load_tokenizer
 
 _log = logging.getLogger(__name__)
 
-# What surrounds texts, and how they are generated, is what the present task says.
-_OF_TASKS = ("prepend_bos", "source_suffix", "generation")
+# What surrounds texts, how they are generated and read, is what the present task says.
+_OF_TASKS = ("prepend_bos", "source_suffix", "generation", "sentence_prediction")
 
 
 @dataclass

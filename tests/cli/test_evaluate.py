@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import bart_hk
-from bart_hk.cli import evaluate, predict
+from bart_hk.cli import evaluate, judging, predict
 from bart_hk.config import BARTConfig
 from bart_hk.hub import BARTHubInterface
 from bart_hk.text import train_bpe
@@ -178,6 +178,40 @@ def test_texts(model, bart, here, capsys):
     assert read(here / "evaluation-test" / "worst.jsonl")[0]["source"] == sources[0]
 
 
+def test_a_file_is_read_as_the_training_file_was(here):
+    """Of several columns with usual names those that were trained on; scores over the divisor."""
+    one = BARTHubInterface(CONFIG, random_params(CONFIG, 0.3), ENCODER)
+    one.register_classification_head("stars", regression=True)
+    one.extras["sentence_prediction"] = {
+        **{"text_columns": ["note"], "label_column": "mark", "label_divisor": 5.0}
+    }
+    notes = texts(3, seed=7)
+    lines = "".join(f"film\t1\t{note}\t{5 * i}\n" for i, note in enumerate(notes))
+    (here / "dev.tsv").write_text("text\tlabel\tnote\tmark\n" + lines)
+    judged = judging.judge_head(one, "stars", here / "dev.tsv")
+    values = np.asarray(one.predict("stars", one.encode(notes)))[:, 0]
+    assert [r["prediction"] for r in judged.records] == pytest.approx(5 * values, abs=1e-4)
+    errors = judged.metrics(np.arange(3))["mean squared error"]
+    assert errors == pytest.approx(25 * np.mean((values - np.arange(3)) ** 2), rel=1e-4)
+    # A file with other columns is read by the usual names.
+    (here / "dev.tsv").write_text("text\tlabel\nfilm\t1\n")
+    assert judging.judge_head(one, "stars", here / "dev.tsv").records[0]["text"] == "film"
+
+
+def test_rows_that_are_cut_are_counted(model, here, capsys, monkeypatch):
+    (here / "dev.tsv").write_text(f"text\tlabel\n{'film ' * 60}\tgood\nfilm\tbad\n")
+    arguments = [str(model), "dev.tsv", "--head", "mood", "--no-plot", "--samples", "0"]
+    assert evaluate.main(arguments) == 0
+    assert "rows cut to the model's 32 positions: 1\n" in capsys.readouterr().err
+    for head in (["--head", "mood"], ["--head", "nli", "--labels", "film", "plot"]):
+        feed(monkeypatch, b"film " * 60 + b"\nfilm\n")
+        assert predict.main([str(model), *head]) == 0
+        assert "rows cut to the model's 32 positions: 1\n" in capsys.readouterr().err
+        feed(monkeypatch, b"film\n")
+        assert predict.main([str(model), *head]) == 0
+        assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -206,6 +240,19 @@ def test_texts(model, bart, here, capsys):
         ),
         (("dev.tsv", "--head", "mood", "--labels", "a", "a", "b"), "--labels has 'a' twice"),
         ((".",), ". is a folder; name a file"),
+        (
+            ("dev.tsv", "--head", "mood", "--beam", "3"),
+            "--beam does nothing for the head 'mood' (sentence_prediction): leave it out",
+        ),
+        (("dev.tsv", "--head", "mood", "--first-label", "0"), "--first-label does nothing for the"),
+        (("dev.tsv", "--head", "mood", "--label-separator", ";"), "--label-separator does nothing"),
+        (("dev.tsv", "--head", "stars", "--labels", "a"), "--labels does nothing for the head 'st"),
+        (("dev.tsv", "--texts", "--glue", "rte"), "--glue does nothing for the writing of texts"),
+        (("dev.tsv", "--head", "stars", "--glue", "rte"), "--glue RTE has classes, and the head"),
+        (
+            ("dev.tsv", "--head", "mood", "--task", "sentence_ranking"),
+            "the head 'mood' does not score options; see --task",
+        ),
         (("dev.tsv", "--head", "mood", "--label-column", "lable"), "no column 'lable'"),
         (("dev.tsv", "--texts"), "name the one with the targets in --target-column"),
         (("dev.tsv", "--glue", "sst3"), "--glue sst3 is not one of cola"),
@@ -245,6 +292,15 @@ def test_predict(model, bart, monkeypatch, capsys):
     assert predict.main([str(model), "--head", "stars"]) == 0
     values = np.asarray(bart.predict("stars", bart.encode(inputs)))[:, 0]
     np.testing.assert_allclose([float(x) for x in capsys.readouterr().out.split()], values, 1e-4)
+    feed(monkeypatch, data)
+    assert predict.main([str(model), "--head", "tags"]) == 0
+    held = [[label for label, _ in found] for found in bart.classify(inputs, head="tags")]
+    assert capsys.readouterr().out.splitlines() == [",".join(labels) for labels in held]
+    assert {len(labels) for labels in held} != {1}
+    feed(monkeypatch, data)
+    assert predict.main([str(model), "--head", "tags", "--json"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["labels"] for answer in found] == held and len(found[0]["probabilities"]) == 3
     feed(monkeypatch, data[: data.index(b"good film\ta")])
     arguments = ["--head", "nli", "--labels", "film", "plot", "--json"]
     assert predict.main([str(model), *arguments]) == 0
@@ -263,6 +319,23 @@ def test_predict(model, bart, monkeypatch, capsys):
         (("--head", "modo"), b"a\n", "there is no head 'modo'"),
         ((), b"a\n", "say which head"),
         (("--multi-label",), b"a\n", "--multi-label and --hypothesis-template are for --labels"),
+        (("--head", "mood"), b"a\tb\tc\td\n", r"'a\tb\tc\td': a line is a text, or two with a tab"),
+        (("--head", "mood"), b"a\t\n", r"'a\t': a line is a text, or two with a tab between"),
+        (
+            ("--head", "mood", "--may-be-none"),
+            b"a\n",
+            "--may-be-none does nothing for the head 'mo",
+        ),
+        (
+            ("--head", "nli", "--labels", "a", "--task", "sentence_prediction"),
+            b"a\n",
+            "--task does n",
+        ),
+        (
+            ("--head", "stars", "--task", "token_classification"),
+            b"a\n",
+            "no names of tags; see --t",
+        ),
         (("--labels", "a", "a"), b"a\n", "labels has 'a' twice"),
         (("--head", "mood", "--buffer-size", "0"), b"a\n", "--buffer-size 0 must be at least 1"),
     ],

@@ -249,6 +249,9 @@ def test_multi_label(tmp_path):
     _, heads = task.parts(params)
     head = heads["sentence_classification_head"]
     assert head.multi_label and head.labels == ["blue", "green", "red"]
+    assert task.extras()["sentence_prediction"] == {
+        **{"text_columns": ["text"], "label_column": "label", "label_separator": ","}
+    }
     # A restored head in another order keeps it, and the targets follow.
     head.labels = ["red", "blue", "green"]
     other = make(tmp_path, rows, multi_label=True)
