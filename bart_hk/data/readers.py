@@ -154,6 +154,11 @@ def read_examples(
     names = _text_columns(path, table.header, text_columns, label)
     columns = [table.header.index(name) for name in names]
     at_label = table.header.index(label)
+    if label in names or len(set(names)) < len(names):
+        raise DataError(
+            f"{path}: the texts are in {', '.join(names)} and the labels in {label}; give every "
+            "column once, in task.text_columns or task.label_column"
+        )
     examples = Examples(path, names, label, [], [], [])
     for line, fields in table.records:
         texts = tuple(fields[c] for c in columns)
@@ -224,7 +229,7 @@ def _text_columns(
             raise DataError(f"task.text_columns takes one or two names, not {len(asked)}")
         return tuple(_present(path, header, name) for name in asked)
     for names in TEXT_COLUMNS:
-        if set(names) <= set(header):
+        if set(names) <= set(header) and label not in names:
             return names
     if len(header) == 2:
         return tuple(name for name in header if name != label)

@@ -79,12 +79,30 @@ class Splits:
     binarised: bool = False
 
 
-def read_splits(config: PairsConfig) -> Splits:
+def read_splits(config: PairsConfig, *, languages_are_symbols: bool = False) -> Splits:
     """Finds and reads everything.
 
+    Args:
+        languages_are_symbols: of the model: they may be given beside a table, too.
+
     Raises:
-        DataError: a file or a column is missing, files have different lengths, a text is empty.
+        DataError: a file or a column is missing, files have different lengths, a text is empty,
+            or an option is for another layout than the one that is there.
     """
+    found = _read_splits(config)
+    if found.languages is None and config.source_lang is not None and not languages_are_symbols:
+        raise DataError(
+            f"{found.train.name} is a table: task.source_lang and task.target_lang are for pairs "
+            "of files; name columns in task.source_column and task.target_column"
+        )
+    if found.languages is not None and (config.source_column or config.target_column):
+        raise DataError(
+            f"{found.train.name} is no table: leave out task.source_column and task.target_column"
+        )
+    return found
+
+
+def _read_splits(config: PairsConfig) -> Splits:
     if (config.source_lang is None) != (config.target_lang is None):
         raise DataError("give task.source_lang and task.target_lang, or neither")
     given = None
@@ -110,7 +128,13 @@ def read_splits(config: PairsConfig) -> Splits:
         return Splits(*_both(folder, ".idx", lambda p: _stores(p, pair), pair), pair, True)
     pair = given or ("source", "target")
     texts = (folder / f"train.{pair[0]}").is_file()
-    if files.find_table(folder, ("train",)) is not None and not (given and texts):
+    table = files.find_table(folder, ("train",))
+    if table is not None and texts and not given:
+        raise DataError(
+            f"task.data={folder} has {table.name} and train.{pair[0]}; name the file to learn from "
+            "in task.train"
+        )
+    if table is not None and not texts:
         train, valid = files.table_files(config)
         return Splits(
             read_table_of_pairs(train, config),

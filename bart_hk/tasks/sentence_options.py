@@ -56,7 +56,15 @@ class SentencePredictionCriterionConfig:
 def as_glue(
     glue: GlueTask, config: SentencePredictionConfig, criterion: SentencePredictionCriterionConfig
 ) -> tuple[SentencePredictionConfig, SentencePredictionCriterionConfig]:
-    """Both, with what the name of a GLUE task says where nothing else was said."""
+    """Both, with what the name of a GLUE task says where nothing else was said.
+
+    Raises:
+        DataError: numbers are asked for, and the task has classes.
+    """
+    if criterion.regression_target and not glue.regression:
+        raise DataError(
+            f"task.glue={glue.folder} has classes: leave out criterion.regression_target=true"
+        )
     config = dataclasses.replace(
         config,
         text_columns=list(config.text_columns or glue.text_columns),
@@ -99,5 +107,20 @@ def check(config: SentencePredictionConfig, criterion: SentencePredictionCriteri
         raise DataError("task.multi_label and criterion.regression_target exclude each other")
     if config.multi_label and (not config.label_separator or criterion.label_smoothing):
         raise DataError("task.multi_label needs a task.label_separator and no label_smoothing")
+    if criterion.regression_target:
+        for option, does_nothing in (
+            ("task.labels", config.labels),
+            ("task.num_classes", config.num_classes > 1),  # fairseq's regressions have 1
+            ("criterion.label_smoothing", criterion.label_smoothing),
+        ):
+            if does_nothing:
+                raise DataError(f"{option} is for classes; leave out regression_target or {option}")
+    elif config.label_divisor != 1:
+        raise DataError("task.label_divisor needs criterion.regression_target=true")
+    if (
+        not config.multi_label
+        and config.label_separator != SentencePredictionConfig.label_separator
+    ):
+        raise DataError("task.label_separator needs task.multi_label=true")
     if not config.label_divisor > 0:
         raise DataError(f"task.label_divisor={config.label_divisor} must be above 0")

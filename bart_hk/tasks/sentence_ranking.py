@@ -308,4 +308,10 @@ def _columns(table: Table, config: SentenceRankingConfig) -> tuple[str | None, l
     context = config.context_column or next((n for n in CONTEXT_COLUMNS if n in header), None)
     if context is not None:
         table.column(context)
+    for name in (used := [*options, label, *([context] if context else [])]):
+        if used.count(name) > 1:
+            raise DataError(
+                f"{table.path}: the column {name!r} is used twice; give every column once, in "
+                "task.option_columns, task.label_column or task.context_column"
+            )
     return context, options, label

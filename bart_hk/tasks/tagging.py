@@ -54,9 +54,10 @@ def _of_columns(
             continue
         try:
             word, label = fields[word_column].strip(), fields[label_column].strip()
+            same = word_column % len(fields) == label_column % len(fields)
         except IndexError:
             word = label = ""
-        if not word or not label or len(fields) < 2:
+        if not word or not label or same:
             raise DataError(
                 f"{path}, line {number}: {line!r} has no word in column {word_column} and label in "
                 f"column {label_column}; see task.word_column and task.label_column"

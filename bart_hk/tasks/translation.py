@@ -274,6 +274,8 @@ def _ids(texts: Any, encoder: TextEncoder, config: BARTConfig) -> list[np.ndarra
 def _options(config: TranslationConfig) -> GenerationOptions:
     if config.eval_rows < 0:
         raise DataError(f"task.eval_rows={config.eval_rows} must not be negative")
+    if config.eval_rows and not (config.eval_bleu or config.eval_rouge or config.eval_exact_match):
+        raise DataError("task.eval_rows needs task.eval_bleu, eval_rouge or eval_exact_match=true")
     try:
         return GenerationOptions.from_kwargs(**dict(config.generation))
     except (TypeError, ValueError) as error:

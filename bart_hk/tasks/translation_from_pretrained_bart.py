@@ -8,6 +8,7 @@ Source: fairseq `tasks/translation_from_pretrained_bart.py` (which fails at its 
 language, and generation ends at `</s>`. `bart.sample` puts the source language behind its texts.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from bart_hk.config import BARTConfig
 from bart_hk.data.readers import DataError
 from bart_hk.tasks import TaskKind, translation
 from bart_hk.tasks.losses import CrossEntropyConfig
+from bart_hk.tasks.pairs import Splits, read_splits
 from bart_hk.tasks.translation import Translation, TranslationConfig
 from bart_hk.text import TextEncoder
 
@@ -42,6 +44,9 @@ class TranslationFromPretrainedBART(Translation):
             )
         self._languages: dict[str, int] = {}
         super().__init__(config, criterion)
+
+    def _read(self) -> Splits:
+        return read_splits(self.config, languages_are_symbols=True)
 
     def model_config(self, config: BARTConfig, encoder: TextEncoder) -> BARTConfig:
         """Its decoder starts with the target language.
@@ -72,6 +77,9 @@ KIND = TaskKind(
 def _symbol(encoder: TextEncoder, language: str | None, option: str) -> int:
     """The id of a language's symbol, as fairseq, transformers' mBART or PLBart write it."""
     for symbol in (f"[{language}]", f"{language}", f"__{language}__"):
+        # Bare, other names are words or letters.
+        if symbol == language and not re.fullmatch("[a-z]{2,3}_[A-Z]{2}", symbol):
+            continue
         if symbol in encoder.dictionary:
             return encoder.dictionary.index(symbol)
     raise DataError(

@@ -18,6 +18,7 @@ from bart_hk.model import BART
 from bart_hk.tasks import Task, Tree
 from bart_hk.tasks.files import CHARACTERS
 from bart_hk.tasks.kinds import TASKS
+from bart_hk.tasks.sentence_options import READING
 from bart_hk.text import TextEncoder, train_bpe, train_characters
 from bart_hk.training.config import ConfigError, TrainConfig
 from bart_hk.zoo import load_tokenizer
@@ -25,7 +26,7 @@ from bart_hk.zoo import load_tokenizer
 _log = logging.getLogger(__name__)
 
 # What surrounds texts, how they are generated and read, is what the present task says.
-_OF_TASKS = ("prepend_bos", "source_suffix", "generation", "sentence_prediction")
+_OF_TASKS = ("prepend_bos", "source_suffix", "generation", READING)
 
 
 @dataclass

@@ -78,6 +78,9 @@ def test_official_files_labels_and_metrics(tmp_path, name):
 def test_the_names_are_known_and_the_files_are_there(tmp_path):
     with pytest.raises(DataError, match="task.glue=sst3 is not one of cola, sst2, "):
         make(tmp_path, "sst3")
+    numbers = SentencePredictionCriterionConfig(regression_target=True)
+    with pytest.raises(DataError, match="RTE has classes: leave out criterion.regression_target"):
+        SentencePrediction(SentencePredictionConfig(glue="rte"), numbers)
     with pytest.raises(DataError, match=r"has neither train.tsv nor SST-2/train.tsv"):
         make(tmp_path, "sst2")
     assert GLUE["mnli"].labels.index("entailment") == 2  # as bart.large.mnli

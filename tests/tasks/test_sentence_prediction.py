@@ -136,6 +136,28 @@ SINGLE = "text\tlabel\naa\t{}\nbb\t{}\n"
             "report_mcc and report_acc_and_f1 are for classes",
         ),
         ({"criterion": {"label_smoothing": 1.0}}, "label_smoothing=1.0 must be in"),
+        *(
+            ({**options, "criterion": {"regression_target": True, **more}}, message)
+            for options, more, message in (
+                (
+                    {"labels": ["yes", "no"]},
+                    {},
+                    "task.labels is for classes; leave out regression_",
+                ),
+                ({"num_classes": 2}, {}, "task.num_classes is for classes"),
+                ({}, {"label_smoothing": 0.1}, "criterion.label_smoothing is for classes"),
+            )
+        ),
+        ({"label_divisor": 5.0}, "task.label_divisor needs criterion.regression_target=true"),
+        ({"label_separator": ";"}, "task.label_separator needs task.multi_label=true"),
+        (
+            {"text_columns": ["sentence1", "sentence1"]},
+            "sentence1, sentence1 and the labels in lab",
+        ),
+        (
+            {"label_column": "sentence2", "text_columns": ["sentence2"]},
+            "give every column once, in",
+        ),
     ],
 )
 def test_bad_input_is_found_before_anything_else(tmp_path, arguments, message):

@@ -97,6 +97,8 @@ def test_labels_by_number_letter_and_name(tmp_path):
             "no column 'choise2', .*did you mean 'choice2",
         ),
         ({"context_column": "text"}, "no column 'text'"),
+        ({"option_columns": ["choice1", "choice1"]}, "the column 'choice1' is used twice; give"),
+        ({"label_column": "choice2"}, "the column 'choice2' is used twice"),
         ({"first_label": 2}, "task.first_label must be 0 or 1"),
         ({"valid": "question\tchoice1\tlabel\na\tb\t0\n"}, "valid.tsv has no column 'choice2'"),
         ({"table": TABLE.splitlines()[0] + "\n"}, "has a header and no rows"),

@@ -133,6 +133,10 @@ def test_entities_are_conllevals():
     [
         ({"content": "aa X\nbb\n"}, "line 2: 'bb' has no word in column 0 and label in column -1"),
         ({"content": "\n\n"}, "has no sentence"),
+        (
+            {"label_column": 0},
+            "has no word in column 0 and label in column 0; see task.word_column",
+        ),
         ({"content": "aa X\nbb X\n"}, "every word has the label 'X'; two classes at least"),
         (
             {"valid": "aa B-ORG\n"},

@@ -217,6 +217,14 @@ def test_some_validation_rows_are_spread_over_the_file(tmp_path):
         ({"eval_bleu": True}, "eval_bleu=true needs texts to compare with; set task.valid"),
         ({"generation": {"beem": 4}}, "task.generation: .*beem"),
         ({"generation": {"beam": 0}}, "task.generation: beam must be at least 1"),
+        (
+            {"eval_rows": 3},
+            "task.eval_rows needs task.eval_bleu, eval_rouge or eval_exact_match=tr",
+        ),
+        (
+            {"source_lang": "en", "target_lang": "de"},
+            "is a table: task.source_lang and task.target",
+        ),
         ({"eval_rows": -1}, "eval_rows=-1 must not be negative"),
         (
             {"criterion": LabelSmoothedCrossEntropyConfig(label_smoothing=1.0)},
@@ -245,6 +253,13 @@ def test_bad_files(tmp_path):
     with pytest.raises(DataError, match=r"train.de, line 1 is empty; remove it there and in the"):
         lines("a\nb\n", "\nb\n")
     with pytest.raises(DataError, match=r"has no train.tsv, .csv or .jsonl, no train.source and"):
+        make(tmp_path, None, data=str(tmp_path))
+    for end in ("source", "target"):
+        (tmp_path / f"train.{end}").write_text("a\n")
+    with pytest.raises(DataError, match=r"train.source is no table: leave out task.source_column"):
+        make(tmp_path, None, data=str(tmp_path), source_column="source")
+    (tmp_path / "train.tsv").write_text(TABLE)
+    with pytest.raises(DataError, match=r"has train.tsv and train.source; name the file to learn"):
         make(tmp_path, None, data=str(tmp_path))
     stores = tmp_path / "stores"
     stores.mkdir()

@@ -62,3 +62,6 @@ def test_languages_have_to_be_known(tmp_path):
         make(tmp_path, source_lang=None, target_lang=None)
     with pytest.raises(DataError, match=r"task.target_lang=fr_XX is no language of this model: "):
         make(tmp_path, target_lang="fr_XX").model_config(CONFIG, LANGUAGES)
+    assert "a" in LANGUAGES.dictionary
+    with pytest.raises(DataError, match="task.source_lang=a is no language of this model: "):
+        make(tmp_path, source_lang="a").model_config(CONFIG, LANGUAGES)
