@@ -2,8 +2,9 @@
 
 With a head the data are what its task was trained on: a table of texts and labels, of contexts and
 options, words with their tags (CoNLL or JSON lines), or questions in SQuAD's format. Without one,
-or with --texts, they are a table of sources and targets, for which the model writes texts. In
-OUTPUT it leaves metrics.json, predictions.jsonl, worst.jsonl and, of classes, confusion.png.
+or with --texts, they are a table of sources and targets, or NAME.source with NAME.target beside it,
+and the model writes texts. In OUTPUT it leaves metrics.json, predictions.jsonl, worst.jsonl and, of
+classes, confusion.png.
 
     bart-hk-evaluate checkpoints dev.tsv
     bart-hk-evaluate checkpoints GLUE/RTE/dev.tsv --glue rte

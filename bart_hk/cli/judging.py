@@ -17,7 +17,7 @@ from bart_hk.hub import BARTHubInterface
 from bart_hk.tasks import metrics
 from bart_hk.tasks.glue import GlueTask
 from bart_hk.tasks.labels import number, separated
-from bart_hk.tasks.pairs import Pairs, PairsConfig, read_table_of_pairs
+from bart_hk.tasks.pairs import Pairs, PairsConfig, read_pairs
 from bart_hk.tasks.sentence_options import READING
 from bart_hk.tasks.text_metrics import TextMetrics
 
@@ -112,7 +112,7 @@ def judge_head(
         label_column or trained.get("label_column"),
         **layout,
         empty_texts=glue is not None,
-        empty_labels=head.multi_label,
+        several_labels=head.multi_label,
     )
     rows = bart.encode(list(examples.texts), truncate=True)
     if head.regression:
@@ -232,7 +232,7 @@ def judge_texts(
     """
     TextMetrics(names)  # what is missing is missed before the work is done
     config = PairsConfig(source_column=source_column, target_column=target_column)
-    pairs = read_table_of_pairs(path, config)
+    pairs = read_pairs(path, config)
     sources, targets = _texts(pairs)
     beam = int(options.get("beam", bart.extras.get("generation", {}).get("beam", 5)))
     rest = {key: value for key, value in options.items() if key != "beam"}

@@ -39,8 +39,17 @@ class DataError(ValueError):
     """A data file is not what it should be; the message names the file, the line and the remedy."""
 
 
+class JsonField(str):
+    """A field that is no string in JSON, as JSON: a number, a list, an object, true or false."""
+
+    @property
+    def kind(self) -> str:
+        """What it is, where it can be no text; "" for numbers."""
+        return {"[": "a list", "{": "an object", "t": "true", "f": "false"}.get(self[0], "")
+
+
 class Record(NamedTuple):
-    """A row: the line it begins on, and its fields as texts (JSON's lists and objects as JSON)."""
+    """A row: the line it begins on, and its fields, `JsonField` where they are no strings."""
 
     line: int
     fields: list[str]
@@ -65,6 +74,21 @@ class Table:
     def where(self, row: int) -> str:
         """`FILE, line N`, for messages about a row."""
         return f"{self.path}, line {self.records[row].line}"
+
+    def text(self, row: int, name: str, *, empty: bool = False) -> str:
+        """The text in a column of a row.
+
+        Raises:
+            DataError: it is empty, unless `empty`, or in JSON something that is no text.
+        """
+        field = self.records[row].fields[self.column(name)]
+        if isinstance(field, JsonField) and field.kind:
+            raise DataError(
+                f"{self.where(row)}: {name!r} is {field.kind}, and a text is wanted: write a string"
+            )
+        if not empty and not field.strip():
+            raise DataError(f"{self.where(row)}: {name!r} is empty; remove the line")
+        return field
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +157,7 @@ def read_examples(
     header: Sequence[str] | None = None,
     skip_malformed: bool = False,
     empty_texts: bool = False,
-    empty_labels: bool = False,
+    several_labels: bool = False,
 ) -> Examples:
     """Texts and labels of a table; see `read_table` for the formats, `header`, `skip_malformed`.
 
@@ -143,16 +167,15 @@ def read_examples(
             in a table of two columns, the one that is not the label.
         label_column: by default the first of `LABEL_COLUMNS` that is there.
         empty_texts: texts may be empty.
-        empty_labels: labels may be empty.
+        several_labels: a row may have none, and in JSON a list of them.
 
     Raises:
-        DataError: as `read_table`, or a column is not there, a text or a label is empty.
+        DataError: as `read_table`, or a column is not there, a text or a label is empty or is none.
     """
     table = read_table(path, header, skip_malformed=skip_malformed)
     path = table.path
     label = _label_column(path, table.header, label_column)
     names = _text_columns(path, table.header, text_columns, label)
-    columns = [table.header.index(name) for name in names]
     at_label = table.header.index(label)
     if label in names or len(set(names)) < len(names):
         raise DataError(
@@ -160,15 +183,19 @@ def read_examples(
             "column once, in task.text_columns or task.label_column"
         )
     examples = Examples(path, names, label, [], [], [])
-    for line, fields in table.records:
-        texts = tuple(fields[c] for c in columns)
-        for name, text in zip(names, texts, strict=True):
-            if not text.strip() and not empty_texts:
-                raise DataError(f"{path}, line {line}: {name!r} is empty; remove the line")
-        if not fields[at_label].strip() and not empty_labels:
+    for row, (line, fields) in enumerate(table.records):
+        texts = tuple(table.text(row, name, empty=empty_texts) for name in names)
+        field = fields[at_label]
+        fitting = ("", "true", "false", *(["a list"] if several_labels else []))
+        if isinstance(field, JsonField) and field.kind not in fitting:
+            raise DataError(
+                f"{path}, line {line}: {label!r} is {field.kind}, and a label is a string or a "
+                "number (lists are for task.multi_label=true)"
+            )
+        if not field.strip() and not several_labels:
             raise DataError(f"{path}, line {line}: {label!r} is empty; every row needs a label")
         examples.texts.append(texts)
-        examples.labels.append(fields[at_label].strip())
+        examples.labels.append(field.strip())
         examples.lines.append(line)
     if not examples.texts:
         raise DataError(f"{path} has a header and no rows")
@@ -314,15 +341,11 @@ def _jsonl_records(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tup
         for name in header:
             if name not in record:
                 raise DataError(f"{path}, line {number}: {name!r} is missing, which line 1 has")
-        yield number, [_as_text(path, number, name, record[name]) for name in header]
+        yield number, [_as_text(record[name]) for name in header]
 
 
-def _as_text(path: Path, line: int, name: str, value: object) -> str:
+def _as_text(value: object) -> str:
     if isinstance(value, str):
         return value
-    if isinstance(value, bool | int | float):
-        return json.dumps(value)
-    if value is None:
-        return ""
-    # A list or an object: harmless in a column that nobody asked for, and never a text or a label.
-    return json.dumps(value)
+    # Lists and objects are harmless in a column that nobody asks for.
+    return "" if value is None else JsonField(json.dumps(value))

@@ -33,7 +33,7 @@ def label_names(
     """
     of_rows: Any = train.labels
     found = {label for row in of_rows for label in (row if isinstance(row, list) else [row])}
-    labels = list(given) or sorted(found, key=_label_order)
+    labels = list(given) or sorted(found, key=label_order)
     for label in labels:
         if labels.count(label) > 1:
             raise DataError(f"task.labels has {label!r} twice")
@@ -52,7 +52,8 @@ def label_names(
     return labels
 
 
-def _label_order(label: str) -> tuple[bool, int, str]:
+def label_order(label: str) -> tuple[bool, int, str]:
+    """What labels are sorted by: numbers as numbers, then the others."""
     digits = label.isascii() and label.isdigit()
     return not digits, int(label) if digits else 0, label
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bart_hk.data.readers import FORMATS, DataError, read_lines, read_table
+from bart_hk.data.readers import FORMATS, DataError, JsonField, read_lines, read_table
 from bart_hk.data.store import TokenStore
 from bart_hk.tasks import files
 
@@ -223,6 +223,19 @@ def _lines_of(prefix: Path, pair: tuple[str, str]) -> Pairs:
     return Pairs(str(paths[0]), paths, sources, [[text] for text in targets], lines)
 
 
+def read_pairs(path: Path, config: PairsConfig) -> Pairs:
+    """A table; or NAME.source, a text on every line, with NAME.target beside it.
+
+    Raises:
+        DataError: as `read_splits`.
+    """
+    if path.suffix != ".source":
+        return read_table_of_pairs(path, config)
+    if config.source_column or config.target_column:
+        raise DataError(f"{path} is no table: leave out task.source_column and task.target_column")
+    return _lines_of(path.with_suffix(""), ("source", "target"))
+
+
 def read_table_of_pairs(path: Path, config: PairsConfig) -> Pairs:
     """One table.
 
@@ -246,13 +259,11 @@ def read_table_of_pairs(path: Path, config: PairsConfig) -> Pairs:
     columns = [table.column(str(name)) for name in names]
     if columns[0] == columns[1]:
         raise DataError(f"task.source_column and task.target_column are both {names[0]}")
-    in_json = ".jsonl" in path.suffixes
     sources, targets = [], []
     for row, record in enumerate(table.records):
-        source, references = (_texts(record.fields[c], in_json) for c in columns)
-        for name, texts in zip(names, (source, references), strict=True):
-            if not texts:
-                raise DataError(f"{table.where(row)}: {name!r} is empty; remove the line")
+        source, references = (
+            _listed(record.fields[c]) or [table.text(row, table.header[c])] for c in columns
+        )
         sources.append(" ".join(source))
         targets.append(references)
     if not sources:
@@ -261,14 +272,9 @@ def read_table_of_pairs(path: Path, config: PairsConfig) -> Pairs:
     return Pairs(str(path), (path,), sources, targets, lines)
 
 
-def _texts(field: str, in_json: bool) -> list[str]:
-    """A field's text; of a JSON list its texts; without those that are empty."""
-    found: list[Any] = [field]
-    if in_json and field.startswith("["):
-        try:
-            listed = json.loads(field)
-        except (ValueError, RecursionError):  # a text that begins so
-            listed = [field]
-        if all(isinstance(text, str) for text in listed):
-            found = [text.strip() for text in listed]
-    return [text for text in found if text.strip()]
+def _listed(field: str) -> list[str]:
+    """The texts of a JSON list without those that are empty; none if it is something else."""
+    found: Any = json.loads(field) if isinstance(field, JsonField) else None
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        return []
+    return [text.strip() for text in found if text.strip()]

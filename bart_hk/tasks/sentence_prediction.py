@@ -135,7 +135,7 @@ class SentencePrediction(TaskDefaults):
             header=glue.header if glue else None,
             skip_malformed=glue is not None and glue.skip_malformed,
             empty_texts=glue is not None,  # as published
-            empty_labels=self.config.multi_label,
+            several_labels=self.config.multi_label,
         )
         if self.config.multi_label:
             listed = [separated(text, self.config.label_separator) for text in examples.labels]

@@ -130,13 +130,11 @@ class SentenceRanking(TaskDefaults):
         """The right options' numbers, int32 [N]."""
         if not table.records:
             raise DataError(f"{table.path} has a header and no rows")
-        columns = [table.column(name) for name in self.text_columns]
         at_label = table.column(self._label)
         targets = []
         for row, (_, fields) in enumerate(table.records):
-            for name, column in zip(self.text_columns, columns, strict=True):
-                if not fields[column].strip():
-                    raise DataError(f"{table.where(row)}: {name!r} is empty; remove the line")
+            for name in self.text_columns:
+                table.text(row, name)
             targets.append(self._target(table, row, fields[at_label].strip()))
         return np.array(targets, np.int32)
 

@@ -3,6 +3,7 @@
 Source of the metric: the CoNLL 2000 evaluation (`conlleval`), as seqeval computes it.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,11 @@ def read_tagged(path: Path, word_column: int = 0, label_column: int = -1) -> lis
     Raises:
         DataError: the file is missing, empty, or a line is not as it should be.
     """
+    if {".tsv", ".csv"} & set(path.suffixes):
+        raise DataError(
+            f"{path} is a table; words and labels are read from .jsonl, or from .txt or "
+            ".conll with one word and its label on a line"
+        )
     in_json = ".jsonl" in path.suffixes
     lines = read_lines(path)
     found = list(
@@ -44,7 +50,7 @@ def _of_columns(
 ) -> Iterable[Sentence]:
     words: list[str] = []
     labels: list[str] = []
-    begin = 1
+    begin, count = 1, 0
     for number, line in enumerate([*lines, ""], 1):
         fields = line.split("\t") if "\t" in line else line.split()
         if not line.strip() or fields[0] == "-DOCSTART-":
@@ -52,6 +58,8 @@ def _of_columns(
                 yield Sentence(tuple(words), tuple(labels), begin)
             words, labels = [], []
             continue
+        if fields[0] == "#" and "=" in fields:
+            raise DataError(f"{path}, line {number}: a comment, as in CoNLL-U; remove such lines")
         try:
             word, label = fields[word_column].strip(), fields[label_column].strip()
             same = word_column % len(fields) == label_column % len(fields)
@@ -61,6 +69,11 @@ def _of_columns(
             raise DataError(
                 f"{path}, line {number}: {line!r} has no word in column {word_column} and label in "
                 f"column {label_column}; see task.word_column and task.label_column"
+            )
+        count = count or len(fields)
+        if len(fields) != count:
+            raise DataError(
+                f"{path}, line {number}: {len(fields)} columns where the lines above have {count}"
             )
         if not words:
             begin = number
@@ -76,6 +89,12 @@ def _of_json(path: Path, lines: Sequence[str]) -> Iterable[Sentence]:
             name = next((n for n in names if isinstance(record, dict) and n in record), None)
             if name is None or not isinstance(record[name], list):
                 raise DataError(f"{path}, line {number}: there is no list {' or '.join(names)}")
+            for item in record[name]:
+                if isinstance(item, bool) or not isinstance(item, str | int | float):
+                    raise DataError(
+                        f"{path}, line {number}: {name} has {json.dumps(item)[:40]}, which is no "
+                        "string and no number"
+                    )
             sides.append(tuple(str(item).strip() for item in record[name]))
         words, labels = sides
         if len(words) != len(labels) or not words:

@@ -22,6 +22,7 @@ from bart_hk.data.readers import COMPRESSIONS, DataError
 from bart_hk.model import BART, ClassificationHead, Params
 from bart_hk.tasks import Batch, TaskDefaults, TaskKind, files, losses
 from bart_hk.tasks.heads import described, misfit
+from bart_hk.tasks.labels import label_order
 from bart_hk.tasks.tagging import Sentence, entity_f1, read_tagged
 from bart_hk.text import TextEncoder
 
@@ -39,7 +40,7 @@ class TokenClassificationConfig(files.FilesConfig):
     _name: str = "token_classification"
     word_column: int = 0  # of files with columns; -1 is the last
     label_column: int = -1
-    # The classes in the order of the head's outputs; sorted if not given.
+    # The classes in the order of the head's outputs; sorted, numbers as numbers, if not given.
     labels: list[str] = dataclasses.field(default_factory=list)
     max_positions: int = 512  # words that do not fit are left out, with a note
 
@@ -115,7 +116,7 @@ class TokenClassification(TaskDefaults):
             read_tagged(path, config.word_column, config.label_column) for path in self._paths
         ]
         self.labels = list(config.labels) or sorted(
-            {label for sentence in self._sentences[0] for label in sentence.labels}
+            {label for sentence in self._sentences[0] for label in sentence.labels}, key=label_order
         )
         self._check_labels()
         self.validates = len(self._paths) > 1

@@ -176,6 +176,12 @@ def test_texts(model, bart, here, capsys):
     assert about["bleu"]["value"] == pytest.approx(BLEU().corpus_score(written, references).score)
     assert about["rouge1"]["low"] <= about["rouge1"]["value"] <= about["rouge1"]["high"]
     assert read(here / "evaluation-test" / "worst.jsonl")[0]["source"] == sources[0]
+    # The same from two files of lines.
+    (here / "lines.source").write_text("".join(f"{text}\n" for text in sources))
+    (here / "lines.target").write_text("".join(f"{r['target'][0]}\n" for r in records))
+    run(capsys, model, here / "lines.source", "--texts", *options, "--metrics", "bleu")
+    found = read(here / "evaluation-lines" / "predictions.jsonl")
+    assert [record["prediction"] for record in found] == written
 
 
 def test_a_file_is_read_as_the_training_file_was(here):

@@ -40,6 +40,9 @@ def test_jsonl_with_numbers_as_labels_and_other_fields(tmp_path):
     path = write(tmp_path, "a.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
     examples = read_examples(path)
     assert (examples.texts, examples.labels) == ([("a",), ("b",)], ["1", "0.5"])
+    path.write_text('{"text": 5, "label": ["x", "y"]}\n{"text": "[b]", "label": true}\n')
+    examples = read_examples(path, several_labels=True)
+    assert (examples.texts, examples.labels) == ([("5",), ("[b]",)], ['["x", "y"]', "true"])
 
 
 def test_compressed_files(tmp_path):
@@ -97,6 +100,14 @@ def test_columns_asked_for(tmp_path):
         ("a.jsonl", '{"text": ' + "[" * 100000, "line 1: not JSON .maximum recursion"),
         ("a.jsonl", '{"text": "a", "label": ' + "9" * 5000 + "}", "line 1: not JSON .*digits"),
         ("a.jsonl", '{"text": "a \\ud800b", "label": 1}', r"line 1: .ud800 is half of a surrogate"),
+        (
+            "a.jsonl",
+            '{"text": ["a"], "label": 1}',
+            "line 1: 'text' is a list, and a text is wanted",
+        ),
+        ("a.jsonl", '{"text": true, "label": 1}', "line 1: 'text' is true, and a text is wanted"),
+        ("a.jsonl", '{"text": "a", "label": ["x"]}', "line 1: 'label' is a list.*task.multi_label"),
+        ("a.jsonl", '{"text": "a", "label": {}}', "line 1: 'label' is an object"),
         ("a.txt", "x", "use .tsv, .csv, .jsonl"),
         ("a.tsv.gz", b"nonsense", "cannot be read"),
     ],

@@ -110,6 +110,13 @@ def test_bad_input_is_found_before_anything_else(tmp_path, arguments, message):
     assert "\n" not in str(error.value)
 
 
+def test_an_option_that_is_a_list(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"choice1": "a", "choice2": ["b"], "label": 0}\n')
+    with pytest.raises(DataError, match="line 1: 'choice2' is a list, and a text is wanted"):
+        SentenceRanking(SentenceRankingConfig(train=str(path)), SentenceRankingCriterionConfig())
+
+
 def test_long_rows_are_cut_and_keep_their_ends(tmp_path):
     words = "aa bb cc dd ee " * 8
     task = make(tmp_path, f"question\tchoice1\tchoice2\tlabel\n{words}\tff\t{words}\t0\n")

@@ -46,6 +46,13 @@ def test_the_formats_give_the_same_sentences(tmp_path):
     assert read_tagged(tmp_path / "a.txt", label_column=1)[1].labels == ("NN", ".")
     records = [{"tokens": s.words, "ner_tags": s.labels} for s in found]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    for end in (".tsv", ".csv.gz"):
+        with pytest.raises(DataError, match=r"is a table; words and labels are read from .jsonl"):
+            read_tagged(tmp_path / f"a{end}")
+    numbered = TokenClassificationConfig(train=str(tmp_path / "n.jsonl"))
+    (tmp_path / "n.jsonl").write_text('{"tokens": ["a", "b", "c"], "ner_tags": [10, 2, 0]}\n')
+    task = TokenClassification(numbered, TokenClassificationCriterionConfig())
+    assert task.labels == ["0", "2", "10"]
     again = read_tagged(tmp_path / "a.jsonl")
     assert [(s.words, s.labels) for s in again] == [(s.words, s.labels) for s in found]
 
@@ -133,6 +140,8 @@ def test_entities_are_conllevals():
     [
         ({"content": "aa X\nbb\n"}, "line 2: 'bb' has no word in column 0 and label in column -1"),
         ({"content": "\n\n"}, "has no sentence"),
+        ({"content": "aa X\nbb O Y\n"}, "line 2: 3 columns where the lines above have 2"),
+        ({"content": "# sent_id = 1\naa X\n"}, "line 1: a comment, as in CoNLL-U; remove such"),
         (
             {"label_column": 0},
             "has no word in column 0 and label in column 0; see task.word_column",
@@ -158,6 +167,8 @@ def test_bad_json(tmp_path):
         ('{"tokens": ["a"], "labels": ["x", "y"]}', "line 1: 1 words and 2 labels"),
         ('{"tokens": ["a"]}', "line 1: there is no list labels or ner_tags"),
         ("[" * 100000, "line 1: not JSON"),
+        ('{"tokens": ["a"], "labels": [null]}', "line 1: labels has null, which is no string"),
+        ('{"tokens": ["a"], "labels": [["x"]]}', "line 1: labels has ."),
         ('{"tokens": ["a", " "], "labels": ["x", "y"]}', "a word or a label is empty"),
     ):
         path.write_text(content + "\n")

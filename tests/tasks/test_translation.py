@@ -272,6 +272,16 @@ def test_bad_files(tmp_path):
         make(tmp_path, None, data=str(stores))
 
 
+def test_what_is_no_text_in_json(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"source": "[1] is a note", "target": ["a", "b"]}\n')
+    assert make(tmp_path, None, train=str(path))._splits.train.sources == ["[1] is a note"]
+    for field, kind in (("[1]", "a list"), ("{}", "an object"), ("true", "true")):
+        path.write_text(f'{{"source": {field}, "target": "a"}}\n')
+        with pytest.raises(DataError, match=f"line 1: 'source' is {kind}, and a text is wanted"):
+            make(tmp_path, None, train=str(path))
+
+
 def test_a_divisor_of_sentences(tmp_path):
     task = make(tmp_path, criterion=CrossEntropyConfig(sentence_avg=True))
     outputs = {name: np.array([2.0, 4.0]) for name in ("loss", "nll", "correct")}
