@@ -186,8 +186,13 @@ def test_regression_on_pairs(configured, tmp_path):
     }
     result = train(configured(tmp_path / "run", **changes))
     assert result.valid["pearson"] > 95 and result.valid["spearman"] > 95
-    head = read_model(tmp_path / "run").heads["sentence_classification_head"]
+    stored = read_model(tmp_path / "run")
+    head = stored.heads["sentence_classification_head"]
     assert head.regression and head.num_classes == 1
+    assert stored.extras["sentence_prediction"] == {  # by which others are read
+        "text_columns": ["sentence1", "sentence2"],
+        **{"label_column": "score", "label_divisor": 1.0},
+    }
 
 
 def test_a_restored_model_brings_its_architecture_and_its_head(configured, finished, tmp_path):
