@@ -73,12 +73,13 @@ def load(folder: Path, tree: Any) -> tuple[Any, dict[str, Any]] | None:
     """
     _checkpointer()  # a run begins with this: not to find out at its first save
     states = _states(folder)
-    for path in reversed(states):
+    for number, path in reversed(list(enumerate(states))):
         fault = _fault(path)
         if fault is None:
+            for damaged in states[number + 1 :]:
+                shutil.rmtree(damaged)
             return _read(path, tree)
         _log.warning("%s is damaged (%s): going back to the state before", path, fault)
-        shutil.rmtree(path)
     if states:
         raise ValueError(f"every state in {folder} is damaged; remove it to begin again")
     return None
@@ -90,8 +91,8 @@ def peek(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
     Raises:
         ValueError: there are states, and every one is damaged.
     """
-    found = [path for path in folder.glob("update_*") if (path / _MANIFEST).exists()]
-    for path in sorted(found, key=_number, reverse=True):
+    found = sorted(folder.glob("update_*"), key=_number, reverse=True)
+    for path in found:
         fault = _fault(path)
         if fault is None:
             return _read_arrays(path / _ARRAYS), files.read_json(path / _PROGRESS)
@@ -126,15 +127,11 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _states(folder: Path) -> list[Path]:
-    """Folders of complete states, oldest first; what a kill left half-written is removed."""
-    found = []
-    for path in folder.glob("update_*"):
+    """Folders of states, oldest first; half-written ones have other names until they are whole."""
+    found = sorted(folder.glob("update_*"), key=_number)
+    for path in found:
         files.finish_replacing(path)
-        if (path / _MANIFEST).exists():
-            found.append(path)
-        else:
-            shutil.rmtree(path)
-    return sorted(found, key=_number)
+    return found
 
 
 def _number(path: Path) -> int:
