@@ -160,6 +160,11 @@ def _load_fairseq(
 
 def _load_pieces(path: Path, model_file: Path, layout: str) -> Tokenizer:
     bpe = SentencePieceBPE(model_file)
+    if layout == FAIRSEQ_IDS:
+        raise ValueError(
+            f"{path} has no dict.txt, which says the ids of {model_file.name}'s symbols; copy it "
+            "there again"
+        )
     languages = _plbart_languages(path) if layout == PLBART else None
     dictionary = bpe.dictionary(layout, languages)
     if layout == OWN_IDS:

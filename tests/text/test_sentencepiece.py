@@ -76,6 +76,9 @@ def test_a_fairseq_dictionary_gives_the_ids(tmp_path, model):
     assert 3 in rows[0] + rows[2] + rows[3]  # of the 50 pieces left out
     assert encoder.decode([0, 4, 3, 154, 2, 1]) == f"{kept[0]}<unk><mask>".replace("\u2581", " ")
     check_saved(encoder, tmp_path / "saved")
+    (tmp_path / "saved" / "dict.txt").unlink()
+    with pytest.raises(ValueError, match="saved has no dict.txt, which says the ids of"):
+        TextEncoder.load(tmp_path / "saved")
 
 
 @pytest.mark.parametrize(
