@@ -39,6 +39,11 @@ _CHUNK = 1 << 20  # characters that are encoded in one go
 _log = logging.getLogger(__name__)
 
 
+def unfinished(folder: Path) -> bool:
+    """Whether a folder was begun and is not complete."""
+    return (folder / _JOURNAL).exists() and not (folder / MANIFEST).exists()
+
+
 @dataclass(frozen=True)
 class Split:
     """How texts become training and validation data.

@@ -42,6 +42,8 @@ class Task(Protocol):
     separate_sources: bool
     # A folder with the tokenizer that the data were encoded with, if they are ids already.
     tokenizer_folder: str | None
+    shards: int  # epochs after which the rows come again
+    longest: int  # tokens of the longest row of all epochs, where they differ
 
     @property
     def train(self) -> Split: ...
@@ -105,6 +107,8 @@ class TaskDefaults:
     flavours: tuple[str, ...] = tuple(Flavour)
     separate_sources: bool = False
     tokenizer_folder: str | None = None
+    shards: int = 1
+    longest: int = 0
 
     def symbols(self) -> Sequence[str]:
         """None."""

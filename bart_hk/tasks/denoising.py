@@ -22,6 +22,7 @@ from bart_hk.data.blocks import TokenBlocks
 from bart_hk.data.corpora import Corpora, shard_of_epoch, smoothed_weights, split_shards
 from bart_hk.data.noised import NoisedBlocks
 from bart_hk.data.noising import PRESETS, NoiseConfig, Noiser, full_stops, word_starts
+from bart_hk.data.preprocessing import unfinished
 from bart_hk.data.readers import DataError
 from bart_hk.data.store import TokenStore, store_exists
 from bart_hk.tasks import TaskKind, losses
@@ -145,6 +146,7 @@ class Denoising(TextWriting):
                 "between <s> and </s>"
             )
         self._shards = split_shards(config.data)
+        self.shards = len(self._shards)
         self._stores = [_stores(Path(shard), "train") for shard in self._shards]
         for shard, stores in zip(self._shards, self._stores, strict=True):
             if not stores:
@@ -152,6 +154,7 @@ class Denoising(TextWriting):
                     f"task.data={shard} has no train.bin and train.idx, nor has a folder in it; "
                     "bart-hk-preprocess makes them"
                 )
+            _warn_of_what_is_left_out(Path(shard))
         # fairseq validates on the shard of the first epoch, too.
         self._valid_stores = _stores(Path(self._shards[0]), "valid")
         self.validates = bool(self._valid_stores)
@@ -187,7 +190,7 @@ class Denoising(TextWriting):
                 f"task.noise={self.config.noise}, as it is set, moves tokens, and an encoder_only "
                 "model predicts them in place; take task.noise=token_masking"
             )
-        longest = min(config.max_source_positions, config.max_target_positions)
+        longest = _positions(config)
         if self.config.tokens_per_sample > longest:
             raise DataError(
                 f"task.tokens_per_sample={self.config.tokens_per_sample} is more than the model's "
@@ -199,17 +202,19 @@ class Denoising(TextWriting):
                 self._check_vocabulary(store.prefix.parent, encoder)
                 store.check_vocabulary(len(encoder.dictionary), "the model's tokenizer")
         self._model, seed = config, self.config.seed
+        opened = [self._corpora(*shard) for shard in zip(self._shards, self._stores, strict=True)]
         # Where languages end blocks, there is always one between sentences.
         also = [config.eos_token_id] if self.config.add_lang_token else []
         noiser = make_noiser(self.config, encoder, config, also)
-        first = self._corpora(self._shards[0], self._stores[0])
-        self.train = NoisedBlocks(first, noiser, config, seed, self._last_tokens(encoder))
+        self.train = NoisedBlocks(opened[0], noiser, config, seed, self._last_tokens(encoder))
         self.begin_epoch(1)
         self.valid = None
         if self._valid_stores:
             corpora = self._corpora(f"{self._shards[0]} (valid)", self._valid_stores, plain=True)
             self.valid = NoisedBlocks(corpora, noiser, config, seed, self._last_tokens(encoder))
-        _log.info("%s: %d blocks to train on", self._shards[0], len(self.train.lengths))
+            opened.append(corpora)
+        # Tokens of the longest row of all shards, and of validation.
+        self.longest = max(int(corpora.sizes.max()) + 2 for corpora in opened)
 
     def _last_tokens(self, encoder: TextEncoder) -> int | dict[str, int]:
         """What a block ends with, for each corpus if that depends on it."""
@@ -265,27 +270,69 @@ class Denoising(TextWriting):
             raise
         except ValueError as error:
             raise DataError(f"task: {error}") from None
-        weights = dict(config.weights)
+        for corpus, found in blocks.items():
+            _log.info("%s, %s: %d blocks", name, corpus, len(found))
+        # Those of other shards' corpora are theirs; what no shard has is refused.
+        known = {corpus for shard in self._stores for corpus in shard}
+        weights = {c: w for c, w in config.weights.items() if c in stores or c not in known}
         if config.multilang_sampling_alpha != 1:
-            if weights:
+            if config.weights:
                 raise DataError("give task.weights or task.multilang_sampling_alpha, not both")
             sizes = {corpus: len(found) for corpus, found in blocks.items()}
             weights = smoothed_weights(sizes, config.multilang_sampling_alpha)
-        self._opened[name] = Corpora(blocks, {} if plain else weights)
-        return self._opened[name]
+        corpora = Corpora(blocks, {} if plain else weights)
+        longest = int(corpora.sizes.argmax())
+        tokens, limit = int(corpora.sizes[longest]) + 2, _positions(self._model)
+        if tokens > limit:
+            raise DataError(
+                f"{corpora.where(longest)} has {tokens} tokens, and the model {limit} positions: "
+                f"take task.oversized=split instead of {config.oversized}, or raise "
+                "model.max_source_positions and max_target_positions"
+            )
+        self._opened[name] = corpora
+        return corpora
 
 
 KIND = TaskKind(DenoisingConfig(), losses.SEQUENCE_CRITERIA, Denoising)
 
 
+def _positions(config: BARTConfig) -> int:
+    return min(config.max_source_positions, config.max_target_positions)
+
+
 def _stores(folder: Path, role: str) -> dict[str, TokenStore]:
     """The store of a folder, or those of the folders in it, by their names."""
+    _refuse_unfinished(folder)
     if store_exists(folder / role):
         return {folder.name: TokenStore(folder / role)}
     if not folder.is_dir():
         raise DataError(f"task.data={folder} is not a folder")
-    inside = sorted(path for path in folder.iterdir() if store_exists(path / role))
-    return {path.name: TokenStore(path / role) for path in inside}
+    found = {}
+    for path in sorted(folder.iterdir()):
+        _refuse_unfinished(path)
+        if store_exists(path / role):
+            found[path.name] = TokenStore(path / role)
+    return found
+
+
+def _refuse_unfinished(folder: Path) -> None:
+    if unfinished(folder):
+        raise DataError(
+            f"task.data: {folder} is not finished; the same bart-hk-preprocess command goes on "
+            "with it"
+        )
+
+
+def _warn_of_what_is_left_out(shard: Path) -> None:
+    """Names the folders in a data folder that nothing is read from, but for hidden ones."""
+    own = store_exists(shard / "train")
+    inside = (path for path in shard.iterdir() if path.is_dir() and path.name[0] != ".")
+    for path in sorted(inside):
+        stores = store_exists(path / "train") or store_exists(path / "valid")
+        if own and stores:
+            _log.warning("%s is left out: task.data=%s has a train.bin itself", path, shard)
+        elif not (own or stores):
+            _log.warning("%s is left out: it has no train.bin", path)
 
 
 def _tokenizer_folder(shard: str, stores: dict[str, TokenStore]) -> str:

@@ -66,9 +66,15 @@ class Loader:
         if not buckets:
             # Batches of so many tokens have long rows most often: the fewest programs for them.
             by_tokens = config.max_tokens is not None and config.batch_size is None
-            buckets = choose_buckets(self.train.lengths) if by_tokens else LENGTH_BUCKETS
+            buckets = self._chosen_buckets() if by_tokens else LENGTH_BUCKETS
         # The last bucket is whatever the model can take.
         self.buckets = [b for b in buckets if b < limit] + [limit]
+
+    def _chosen_buckets(self) -> list[int]:
+        """For the present epoch's rows; of other epochs and of validation some may be longer."""
+        chosen = choose_buckets(self.train.lengths)
+        seen = [split.lengths for split in (self.train, self.valid) if split is not None]
+        return sorted({*chosen, max(self._task.longest, *(int(rows.max()) for rows in seen))})
 
     def updates(self, epoch: int) -> Plan:
         """For each update of an epoch the rows of its `update_freq` batches."""

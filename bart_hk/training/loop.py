@@ -10,6 +10,7 @@ The directory of a run is a model: the best one, by `checkpoint.best_checkpoint_
 
 import dataclasses
 import functools
+import hashlib
 import json
 import logging
 import math
@@ -29,6 +30,7 @@ from bart_hk.checkpoint import files
 from bart_hk.checkpoint.huggingface import write_model
 from bart_hk.compilation import use_persistent_cache
 from bart_hk.tasks import Tree
+from bart_hk.text import TextEncoder
 from bart_hk.training import optim, state, tuning
 from bart_hk.training.config import GROUPS, ConfigError, TrainConfig, complete
 from bart_hk.training.distillation import Teacher
@@ -137,7 +139,7 @@ class Run:
         self.predict = jax.jit(functools.partial(self.task.predict, self.bart))
 
         self.state, self.progress = self.step.init(params), Progress()
-        identity = _identity(config, self.task.fingerprint(), total)
+        identity = _identity(config, self.task.fingerprint(), self.encoder, total)
         taken = take_over(config.checkpoint, self.state, identity)
         self._claim(identity)
         found = state.load(self.folder, self.state)
@@ -365,7 +367,10 @@ class Run:
     def _total_updates(self) -> int:
         """Updates of the whole run, 0 where only patience ends it."""
         limits = self.config.optimization
-        by_epochs = limits.max_epoch * len(self.loader.updates(1)) if limits.max_epoch else 0
+        epochs = range(limits.max_epoch)
+        # Shards differ in size; of one, every epoch counts as the first.
+        counts = [len(self.loader.updates(epoch + 1)) for epoch in epochs[: self.task.shards]]
+        by_epochs = sum(counts[epoch % self.task.shards] for epoch in epochs)
         return min(filter(None, (by_epochs, limits.max_update)), default=0)
 
     def _maximises(self) -> bool:
@@ -395,6 +400,7 @@ class Run:
             # What an older version did not know of was as it is by default.
             chosen = {group: getattr(self.config, group)._name for group in GROUPS}
             begun = _flat(complete(chosen)) | files.read_json(record)
+            begun.setdefault(_TOKENIZER, identity[_TOKENIZER])  # nor could it tell these apart
             for key in sorted({*begun, *identity}):
                 if begun.get(key) != identity.get(key):
                     raise ConfigError(
@@ -422,9 +428,16 @@ _FREE = {
 }
 
 
-def _identity(config: TrainConfig, data: dict[str, Any], total: int) -> dict[str, Any]:
+_TOKENIZER = "the tokenizer's symbols"
+
+
+def _identity(
+    config: TrainConfig, data: dict[str, Any], encoder: TextEncoder, total: int
+) -> dict[str, Any]:
     """Everything that the parameters of a run depend on, flat."""
     flat = _flat(config)
+    symbols = json.dumps(encoder.dictionary.symbols)  # in the order of their ids
+    flat[_TOKENIZER] = hashlib.sha256(symbols.encode()).hexdigest()
     flat |= {f"the data of task.{role}": digest for role, digest in data.items()}
     if optim.depends_on_total(config.lr_scheduler):
         flat["the number of updates"] = total

@@ -1,5 +1,6 @@
 """The denoising task: from a folder of stores to batches and a loss."""
 
+import shutil
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ from bart_hk.data.documents import find_files
 from bart_hk.data.noising import PRESETS
 from bart_hk.data.preprocessing import preprocess
 from bart_hk.data.readers import DataError
+from bart_hk.data.store import write_store
 from bart_hk.model import BART
 from bart_hk.tasks.denoising import Denoising, DenoisingConfig, noise_config
 from bart_hk.tasks.losses import CrossEntropyConfig
@@ -134,6 +136,52 @@ def test_shards_take_turns(data, tmp_path):
     assert len(made.train.lengths) < first and str(other) in made.train.where([0])
     made.begin_epoch(3)
     assert len(made.train.lengths) == first and made.train.where([0]) == again
+
+
+def test_every_shard_is_looked_at_before_the_first_epoch(data, tmp_path, caplog):
+    other = write(tmp_path / "other", documents=20, seed=1, valid=0)
+    plain, made = encoded(f"{other}:{data}"), encoded(f"{data}:{other}", weights={"other": 2.0})
+    assert made.shards == 2 and made.longest == plain.longest == 48
+    assert len(plain.train.lengths) * 2 == (made.begin_epoch(2) or len(made.train.lengths))
+    with pytest.raises(DataError, match="there is no corpus 'x' to weigh, only data"):
+        encoded(f"{data}:{other}", weights={"x": 2.0})
+    with caplog.at_level("INFO"):
+        encoded(f"{data}:{other}")
+    assert f"{other}, other: {len(plain.train.lengths)} blocks" in caplog.text
+    (tmp_path / "empty").mkdir()
+    write_store(tmp_path / "empty" / "train", np.full(5, 2), np.ones(5, np.int64), 300)
+    with pytest.raises(DataError, match="empty/train.bin has no text"):
+        encoded(f"{data}:{tmp_path / 'empty'}")
+
+
+@pytest.mark.parametrize("role", ["train", "valid"])
+def test_a_block_that_is_too_long_is_named_at_the_start(tmp_path, role):
+    folder = write(tmp_path / "data", documents=5)
+    write_store(folder / role, np.append(np.full(90, 9), 2), np.array([91]), 300)
+    with pytest.raises(
+        DataError,
+        match=f"{role}, block 0 has 92 tokens, and the model 64 positions: take task.oversized=spl",
+    ):
+        encoded(folder, oversized="keep")
+
+
+def test_what_is_left_out_is_named(data, tmp_path, caplog):
+    inside = write(tmp_path / "books", documents=5)
+    (tmp_path / "raw").mkdir()
+    (tmp_path / ".git").mkdir()
+    task(tmp_path)
+    assert caplog.messages == [f"{tmp_path / 'raw'} is left out: it has no train.bin"]
+    for name in ("train.bin", "train.idx"):
+        shutil.copy(data / name, tmp_path)
+    caplog.clear()
+    task(tmp_path)
+    assert caplog.messages == [f"{inside} is left out: task.data={tmp_path} has a train.bin itself"]
+    (tmp_path / "raw" / "preprocess.journal").write_text("{}")
+    for damaged in (tmp_path / "raw", tmp_path):
+        (tmp_path / "train.bin").unlink(missing_ok=True)
+        (tmp_path / "train.idx").unlink(missing_ok=True)
+        with pytest.raises(DataError, match="raw is not finished; the same bart-hk-preprocess com"):
+            task(damaged)
 
 
 def test_several_corpora_with_weights(tmp_path):

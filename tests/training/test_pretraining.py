@@ -5,16 +5,19 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 
+import numpy as np
 import pytest
 
 import bart_hk
 from bart_hk.data.readers import DataError
+from bart_hk.data.store import write_store
 from bart_hk.data.workers import WorkerError
 from bart_hk.tasks.denoising import Denoising
 from bart_hk.text import train_bpe
 from bart_hk.training import loop
-from bart_hk.training.config import ConfigError
+from bart_hk.training.config import ConfigError, complete
 from bart_hk.training.loader import Loaded
 from bart_hk.training.loop import train
 from tests.tasks.test_denoising import ENCODER, write
@@ -119,6 +122,46 @@ def test_other_data_in_the_same_folder_do_not_go_on_with_a_run(configured, whole
     with pytest.raises(ConfigError, match="begun with the data of task.valid="):
         train(config)
     assert final_bytes(tmp_path / "run", heads=False) == before
+
+
+def test_another_tokenizer_in_the_same_folder_does_not_go_on(configured, whole, tmp_path):
+    data = write(tmp_path / "data")
+    shutil.copytree(whole, tmp_path / "run")
+    config = configured(tmp_path / "run", task={"data": str(data)})
+    record = tmp_path / "run" / "training" / "run.json"
+    begun = json.loads(record.read_text())
+    vocabulary = json.loads((data / "vocab.json").read_text())
+    first, second = list(vocabulary)[-3:-1]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (data / "vocab.json").write_text(json.dumps(vocabulary))
+    with pytest.raises(ConfigError, match="begun with the tokenizer's symbols=.*, now it is "):
+        train(config)
+    del begun["the tokenizer's symbols"]  # as of an older version
+    record.write_text(json.dumps(begun))
+    train(config)
+
+
+def test_shards_of_several_sizes(configured, tmp_path):
+    """The schedule ends where the run does, and rows that are a bit longer are hardly padded."""
+    ENCODER.save(tmp_path / "first")
+    (tmp_path / "second").mkdir()
+    for name, role, sizes in (
+        ("first", "train", [18] * 20),
+        ("first", "valid", [21]),
+        ("second", "train", [19, 20] * 40),
+    ):
+        write_store(tmp_path / name / role, np.full(sum(sizes), 9), np.array(sizes), 300)
+    config = configured(
+        tmp_path / "run",
+        task={"data": f"{tmp_path}/first:{tmp_path}/second", "sample_break_mode": "eos"},
+        dataset={"batch_size": None, "max_tokens": 256, "length_buckets": []},
+        optimization={"max_epoch": 3},
+    )
+    run = loop.Run(complete(config), tmp_path, threading.Event())
+    run.log.close()
+    updates = sum(len(run.loader.updates(epoch)) for epoch in (1, 2, 3))
+    assert updates == 2 * 2 + 8 and run.rate(updates - 1) > 0 == run.rate(updates)
+    assert run.loader.buckets == [20, 23, 40]
 
 
 def test_corpora_bring_their_tokenizer(configured, tmp_path):
