@@ -13,12 +13,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bart_hk.data.documents import TextFile, find_files
+from bart_hk.data.documents import JSON_LINES, TextFile, find_files
 from bart_hk.data.preprocessing import Counts, Reader, Split, preprocess
 from bart_hk.data.readers import DataError
 from bart_hk.text import TextEncoder, train_sentencepiece
 from bart_hk.zoo import load_tokenizer
 
+_MARKED_UP = (".json", ".csv", ".tsv", ".html", ".htm", ".xml")
 _FORMATS = """texts:
   .txt           a line is a sentence (or a paragraph), an empty line ends a document
   .md            a file is a document, a paragraph a line; marks are removed
@@ -29,8 +30,11 @@ _FORMATS = """texts:
 def _learnt(
     train: Sequence[TextFile], split: Split, size: int, byte_fallback: bool, sample: int
 ) -> TextEncoder:
-    logging.info("learning %d pieces from %s characters at most", size, f"{sample:,}")
-    return train_sentencepiece(_sample(train, split, sample), size, byte_fallback=byte_fallback)
+    logging.info("learning %d symbols from %s characters at most", size, f"{sample:,}")
+    found = train_sentencepiece(_sample(train, split, sample), size, byte_fallback=byte_fallback)
+    if len(found.dictionary) < size:
+        logging.warning("the text gives %d symbols, not %d", len(found.dictionary), size)
+    return found
 
 
 def _sample(train: Sequence[TextFile], split: Split, characters: int) -> Iterator[str]:
@@ -77,24 +81,23 @@ def _parser() -> argparse.ArgumentParser:
         "--valid-share", type=float, default=0.0, metavar="X", help="of train's documents, held out"
     )
     add("--field", help="of JSON objects, with the text")
-    add("--seed", type=int, default=1, help="of the documents that are held out")
+    add("--seed", type=int, help="of the documents that are held out by --valid-share (1)")
     add(
         "--tokenizer",
-        default="bart.large",
         metavar="NAME",
-        help="of bart.large, bart.base, another model, or a folder with a tokenizer's files",
+        help="of bart.large (which it is by default), bart.base, another model, or a folder with a "
+        "tokenizer's files",
     )
     add("--sentencepiece", type=int, metavar="SIZE", help="learn that many symbols from the text")
     add(
         "--byte-fallback",
         action=argparse.BooleanOptionalAction,
-        default=True,
-        help="learn pieces for bytes as well, so that no character is unknown",
+        help="learn pieces for bytes as well, so that no character is unknown (it is so by "
+        "default)",
     )
     add(
         "--sample",
         type=int,
-        default=20_000_000,
         metavar="N",
         help="characters at most to learn from (20 million)",
     )
@@ -107,12 +110,27 @@ def _run(arguments: argparse.Namespace) -> None:
     size = arguments.sentencepiece
     if arguments.workers is not None and arguments.workers < 1:
         raise DataError(f"--workers {arguments.workers} must be at least 1")
-    if arguments.sample < 1:
+    if arguments.sample is not None and arguments.sample < 1:
         raise DataError(f"--sample {arguments.sample} must be at least 1")
     if arguments.valid and arguments.valid_share:
         raise DataError("give --valid or --valid-share, not both")
+    if size is not None and arguments.tokenizer is not None:
+        raise DataError("give --sentencepiece or --tokenizer, not both")
+    for option, given, needed, there in (
+        ("--sample", arguments.sample, "--sentencepiece", size),
+        ("--byte-fallback", arguments.byte_fallback, "--sentencepiece", size),
+        ("--seed", arguments.seed, "--valid-share", arguments.valid_share or None),
+    ):
+        if given is not None and there is None:
+            raise DataError(f"{option} is for {needed}, which is not given; leave it out")
     train = find_files(arguments.train)
     valid = find_files(arguments.valid) if arguments.valid else []
+    for file in (*train, *valid):
+        if file.kind() in _MARKED_UP:
+            raise DataError(
+                f"{file.path}: {file.kind()} would be read as plain text; convert it to .jsonl, an "
+                'object such as {"text": "..."} on every line, or to .txt'
+            )
     both = {file.path.resolve() for file in train} & {file.path.resolve() for file in valid}
     if both:
         raise DataError(f"{both.pop()} is given to train and to validate on")
@@ -120,19 +138,20 @@ def _run(arguments: argparse.Namespace) -> None:
     for name in map(Path, (*arguments.train, *arguments.valid)):
         if name.is_dir() and output.resolve().is_relative_to(name.resolve()):
             raise DataError(f"--output {output} is in {name}, whose texts are read; name another")
-    split = Split(arguments.valid_share, arguments.seed, arguments.field)
-    settings: dict[str, Any] = {"tokenizer": arguments.tokenizer}
+    if arguments.field and not any(file.kind() in JSON_LINES for file in (*train, *valid)):
+        raise DataError(f"--field {arguments.field} is for .jsonl, and there is none; leave it out")
+    seed = 1 if arguments.seed is None else arguments.seed
+    split = Split(arguments.valid_share, seed, arguments.field)
+    tokenizer, sample = arguments.tokenizer or "bart.large", arguments.sample or 20_000_000
+    fallback = arguments.byte_fallback is not False
+    settings: dict[str, Any] = {"tokenizer": tokenizer}
     if size is not None:
-        settings = {
-            "sentencepiece": size,
-            "byte_fallback": arguments.byte_fallback,
-            "sample": arguments.sample,
-        }
+        settings = {"sentencepiece": size, "byte_fallback": fallback, "sample": sample}
 
     def encoder() -> TextEncoder:
         if size is None:
-            return load_tokenizer(arguments.tokenizer)
-        return _learnt(train, split, size, arguments.byte_fallback, arguments.sample)
+            return load_tokenizer(tokenizer)
+        return _learnt(train, split, size, fallback, sample)
 
     began = time.perf_counter()
     counts = preprocess(
@@ -161,6 +180,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("bart-hk-preprocess: interrupted; the same command goes on", file=sys.stderr)
         return 130
     except (OSError, ValueError) as error:
-        print(f"bart-hk-preprocess: {error}", file=sys.stderr)
+        said = str(error)
+        if isinstance(error, OSError) and error.errno and not error.filename:  # of a write
+            said = (
+                f"--output {arguments.output}: {error.strerror}; with room the same command goes on"
+            )
+        print(f"bart-hk-preprocess: {said}", file=sys.stderr)
         return 2
     return 0

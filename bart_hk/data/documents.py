@@ -5,9 +5,11 @@ does not grow with the size of a file or of a document.
 """
 
 import bz2
+import collections
 import gzip
 import io
 import json
+import logging
 import lzma
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -20,9 +22,11 @@ from bart_hk.data.readers import DataError
 TEXT, MARKDOWN, JSON_LINES = (".txt", ".text"), (".md", ".markdown"), (".jsonl", ".ndjson")
 PACKED = (".gz", ".xz", ".zst", ".bz2")
 FIELDS = ("text", "content", "document", "source")
+MANIFEST = "preprocess.json"  # of a folder that bart-hk-preprocess has made
 _BINARY = (".zip", ".tar", ".tgz", ".7z", ".bin", ".idx", ".pt", ".parquet", ".arrow", ".pdf")
 _PIECE = 1 << 20  # characters of a document that are held at once
 _LONGEST = 64 << 20  # bytes of a line; beyond it is no text, or not in lines
+_log = logging.getLogger(__name__)
 
 _RULE = re.compile(r"\s*([-*_=]\s*){3,}$")
 _HEADING = re.compile(r"\s{0,3}#{1,6}\s+(.*?)[\s#]*$")
@@ -66,7 +70,7 @@ class TextFile:
         Raises:
             DataError: the file is not what its name says; names the line.
         """
-        kind = self._kind()
+        kind = self.kind()
         lines = self._lines(progress)
         if kind in JSON_LINES:
             return _json_documents(self.path, lines, field)
@@ -74,11 +78,13 @@ class TextFile:
             return _cut(_paragraphs(text for _, text in lines))
         return _plain_documents(text for _, text in lines)
 
-    def _kind(self) -> str:
-        suffixes = [suffix.lower() for suffix in self.path.suffixes]
-        if suffixes and suffixes[-1] in PACKED:
-            suffixes.pop()
-        kind = suffixes[-1] if suffixes else ""
+    def kind(self) -> str:
+        """The suffix, that of what was packed where it was; "" without one.
+
+        Raises:
+            DataError: it is of files that are not read.
+        """
+        kind = _suffix(self.path)
         if kind in _BINARY:
             raise DataError(f"{self.path} is no text; unpack or convert it, and name the files")
         return kind
@@ -274,18 +280,28 @@ def find_files(inputs: Iterable[str | Path]) -> list[TextFile]:
     """The files of some files and folders; those of a folder in the order of their names.
 
     A file that is named may have any suffix, and is plain text unless it tells otherwise; of a
-    folder those count whose suffix is known, but for hidden ones.
+    folder those count whose suffix is known, but for hidden ones. A warning counts the others.
 
     Raises:
-        DataError: there is none, one does not exist, or one is named twice.
+        DataError: there is none, one does not exist, is named twice or is of a kind that is not
+            read, or a folder is the output of `preprocess`.
     """
     found: list[Path] = []
     for name in map(Path, inputs):
         if name.is_dir():
-            inside = sorted(p for p in name.rglob("*") if p.is_file() and _is_text(p, name))
+            shown = sorted(p for p in name.rglob("*") if p.is_file() and not _hidden(p, name))
+            made = next((path.parent for path in shown if path.name == MANIFEST), None)
+            if made is not None:
+                raise DataError(f"{made} holds token stores, not texts; name what they are made of")
+            known = (*TEXT, *MARKDOWN, *JSON_LINES)
+            inside = [path for path in shown if _suffix(path) in known]
+            others = collections.Counter(_suffix(p) for p in shown if _suffix(p) not in known)
+            if others and inside:
+                kinds = ", ".join(f"{kind or 'none'} {n}" for kind, n in others.most_common(8))
+                total = sum(others.values())
+                _log.warning("%s: %d files of other kinds left out (%s)", name, total, kinds)
             if not inside:
-                known = ", ".join((*TEXT, *MARKDOWN, *JSON_LINES))
-                raise DataError(f"{name} holds no text: no {known}, packed or not")
+                raise DataError(f"{name} holds no text: no {', '.join(known)}, packed or not")
             found += inside
         elif name.is_file():
             found.append(name)
@@ -298,13 +314,19 @@ def find_files(inputs: Iterable[str | Path]) -> list[TextFile]:
         if path.resolve() in seen:
             raise DataError(f"{path} is named twice")
         seen.add(path.resolve())
-    return [TextFile(path, path.stat().st_size) for path in found]
+    files = [TextFile(path, path.stat().st_size) for path in found]
+    for file in files:
+        file.kind()  # raises before anything is read
+    return files
 
 
-def _is_text(path: Path, folder: Path) -> bool:
-    if any(part.startswith(".") for part in path.relative_to(folder).parts):
-        return False
+def _hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
+def _suffix(path: Path) -> str:
+    """The last, in lower case, but for that of packing; "" without one."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in PACKED:
         suffixes.pop()
-    return bool(suffixes) and suffixes[-1] in (*TEXT, *MARKDOWN, *JSON_LINES)
+    return suffixes[-1] if suffixes else ""

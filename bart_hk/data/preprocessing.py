@@ -25,13 +25,12 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from bart_hk.data.documents import TextFile
+from bart_hk.data.documents import MANIFEST, TextFile
 from bart_hk.data.readers import DataError
-from bart_hk.data.store import StoreWriter, store_exists
+from bart_hk.data.store import StoreWriter, TokenStore, store_exists
 from bart_hk.text import TextEncoder
 
-MANIFEST = "preprocess.json"  # of a folder that is complete
-_JOURNAL = "preprocess.journal"  # of one that is not
+_JOURNAL = "preprocess.journal"  # of a folder that is not complete
 _LOCK = "preprocess.lock"
 _FORMAT = 1
 _CHUNK = 1 << 20  # characters that are encoded in one go
@@ -333,16 +332,29 @@ class _Run:
         manifest = self.folder / MANIFEST
         if not manifest.exists():
             return False
-        found = json.loads(manifest.read_text(encoding="utf-8"))
-        self._compare(found["made of"], "was made")
+        try:
+            found = json.loads(manifest.read_text(encoding="utf-8"))
+            made_of, modified = dict(found["made of"]), dict(found["modified"])
+            counts = {role: Counts(**counts) for role, counts in found["splits"].items()}
+        except (ValueError, TypeError, LookupError, AttributeError):
+            raise self._damaged(manifest) from None
+        self._compare(made_of, "was made")
         for name, time in self._changed.items():
-            if found["modified"].get(name) != time:
+            if modified.get(name) != time:
                 raise DataError(
                     f"{name} has changed since {self.folder} was made of it; choose another "
                     "folder, or remove this one"
                 )
-        self.counts = {role: Counts(**counts) for role, counts in found["splits"].items()}
+        for role in counts:
+            try:
+                TokenStore(self.folder / role)
+            except DataError as error:
+                raise DataError(f"{error}, or remove {self.folder} and begin again") from None
+        self.counts = counts
         return True
+
+    def _damaged(self, record: Path) -> DataError:
+        return DataError(f"{record} is damaged; remove {self.folder} and begin again")
 
     def _compare(self, found: dict[str, Any], was: str) -> None:
         for key in sorted({*found, *self.header}):
@@ -386,9 +398,9 @@ class _Run:
         if lines.pop():  # cut short while it was written
             journal.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         try:
-            header, *self._done = [json.loads(line) for line in lines]
-        except ValueError:
-            raise DataError(f"{journal} is damaged; remove {self.folder} and begin again") from None
+            header, *self._done = [dict(json.loads(line)) for line in lines]
+        except (ValueError, TypeError):
+            raise self._damaged(journal) from None
         self._compare(header, "was begun")
         _log.info("going on in %s after %d chunks", self.folder, len(self._done))
 
@@ -437,6 +449,15 @@ class _Run:
         counts = self.reader.counts
         if not counts["train"].sentences:
             raise DataError("there is no text to train on: all lines are empty, or held out")
+        share = self.header["valid_share"]
+        if (share or self.header["valid"]) and not counts["valid"].sentences:
+            why = "the texts for it have no line"
+            if share:
+                why = f"the share {share:g} of {counts['train'].documents} documents holds none"
+            raise DataError(
+                f"there is no text to validate on: {why}. In .txt an empty line ends a document; "
+                f"remove {self.folder}, and name texts to validate on, or a larger share, or none"
+            )
         self.counts = {role: found for role, found in counts.items() if found.sentences}
         for role, found in self.counts.items():
             found.tokens = self._writers[role].tokens

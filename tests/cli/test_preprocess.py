@@ -1,7 +1,9 @@
 """`bart-hk-preprocess`: the command line."""
 
+import errno
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -48,13 +50,14 @@ def test_gpt2_stores_from_which_a_run_can_start(text, tmp_path, capsys):
     assert main(arguments) == 0  # complete already
 
 
-def test_a_sentencepiece_model_of_the_text(text, tmp_path):
+def test_a_sentencepiece_model_of_the_text(text, tmp_path, caplog):
     out = tmp_path / "out"
     arguments = [str(text), "--output", str(out), "--sentencepiece", "310", "--quiet"]
     assert main([*arguments, "--workers", "2"]) == 0
     encoder = TextEncoder.load(out)
     assert (out / "sentencepiece.bpe.model").exists() and (out / "dict.txt").exists()
-    assert 261 < len(encoder.dictionary) <= 310
+    assert 261 < len(encoder.dictionary) < 310
+    assert caplog.messages == [f"the text gives {len(encoder.dictionary)} symbols, not 310"]
     assert encoder.mask_id == len(encoder.dictionary) - 1
     first = text.read_text().splitlines()[0]
     assert encoder.decode(TokenStore(out / "train")[0]) == first
@@ -91,16 +94,36 @@ def test_a_sentencepiece_model_of_the_text(text, tmp_path):
         ([".", "--output", "out"], "--output out is in ., whose texts are read; name another"),
         (["text.txt", "--output", "/proc/out"], "/proc/out"),
         (["empty.txt", "--output", "out"], "there is no text to train on"),
+        (["a.json", "--output", "out"], "a.json: .json would be read as plain text; convert it to"),
+        (
+            ["text.txt", "--output", "out", "--sentencepiece", "300", "--tokenizer", "bart.base"],
+            "give --sentencepiece or --tokenizer, not both",
+        ),
+        (["text.txt", "--output", "out", "--sample", "9"], "--sample is for --sentencepiece, whi"),
+        (["text.txt", "--output", "out", "--no-byte-fallback"], "--byte-fallback is for --senten"),
+        (["text.txt", "--output", "out", "--seed", "2"], "--seed is for --valid-share, which is"),
+        (["text.txt", "--output", "out", "--field", "x"], "--field x is for .jsonl, and there is"),
         (["empty.txt", "--output", "out", "--sentencepiece", "300"], "there is no text"),
     ],
 )
 def test_what_is_wrong_is_one_line(text, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").write_text("\n\n")
+    (tmp_path / "a.json").write_text("[]")
     assert main([*arguments, "--quiet"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("bart-hk-preprocess: ") and message in said
     assert said.count("\n") == 1
+
+
+def test_a_disk_that_is_full_from_the_start_is_named(text, tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("bart_hk.cli.preprocess.preprocess", full)
+    assert main([str(text), "--output", "out"]) == 2
+    said = capsys.readouterr().err
+    assert "preprocess: --output out: No space left on device; with room the same comman" in said
 
 
 def test_interrupted_it_says_so(text, tmp_path, monkeypatch, capsys):

@@ -178,13 +178,19 @@ def test_a_line_without_end_is_refused(tmp_path, monkeypatch):
         read(write(tmp_path / "a.txt", b"x\n" + b"y" * (2 << 20)))
 
 
-def test_folders_give_their_texts_in_order(tmp_path):
-    for name in ("b.txt", "a/z.md", "a/y.jsonl.gz", "c.TXT.xz", "d.pdf", ".hidden/e.txt", ".f.txt"):
+def test_folders_give_their_texts_in_order(tmp_path, caplog):
+    for name in ("b.txt", "a/z.md", "a/y.jsonl.gz", "c.TXT.xz", ".hidden/e.txt", ".f.txt"):
+        write(tmp_path / "in" / name, "x")
+    find_files([tmp_path / "in"])
+    assert not caplog.messages
+    for name in ("d.pdf", "e.json", "f.json.gz", "README"):
         write(tmp_path / "in" / name, "x")
     found = find_files([tmp_path / "in"])
     names = [str(file.path.relative_to(tmp_path / "in")) for file in found]
     assert names == ["a/y.jsonl.gz", "a/z.md", "b.txt", "c.TXT.xz"]
     assert [file.size for file in found] == [1, 1, 1, 1]
+    (said,) = caplog.messages
+    assert said.endswith("in: 4 files of other kinds left out (.json 2, none 1, .pdf 1)")
 
 
 def test_inputs_that_are_not_there(tmp_path):
@@ -197,6 +203,12 @@ def test_inputs_that_are_not_there(tmp_path):
     write(tmp_path / "a.txt", "x")
     with pytest.raises(DataError, match="a.txt is named twice"):
         find_files([tmp_path, tmp_path / "a.txt"])
+    write(tmp_path / "a.zip", "x")
+    with pytest.raises(DataError, match="a.zip is no text; unpack"):
+        find_files([tmp_path / "a.txt", tmp_path / "a.zip"])
+    write(tmp_path / "out" / "preprocess.json", "{}")
+    with pytest.raises(DataError, match="out holds token stores, not texts; name what they are"):
+        find_files([tmp_path])
 
 
 def test_without_zstandard_one_is_told(tmp_path, monkeypatch):

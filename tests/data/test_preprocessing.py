@@ -228,6 +228,19 @@ def test_a_complete_folder_is_of_its_texts(texts, tmp_path):
         run(texts, tmp_path / "out")
     with pytest.raises(DataError, match="was made with valid_share=0.2, now it is 0.0"):
         run(texts, tmp_path / "out", split=Split())
+    (texts / "a.txt").write_text(whole)
+    manifest = tmp_path / "out" / "preprocess.json"
+    recorded = json.loads(manifest.read_text())
+    recorded["modified"][str(texts / "a.txt")] = (texts / "a.txt").stat().st_mtime_ns
+    for content in ("[]", "{", '{"made of": 1, "modified": {}, "splits": {}}'):
+        manifest.write_text(content)
+        with pytest.raises(DataError, match="preprocess.json is damaged; remove .*out and begin"):
+            run(texts, tmp_path / "out")
+    manifest.write_text(json.dumps(recorded))
+    run(texts, tmp_path / "out")
+    (tmp_path / "out" / "valid.bin").unlink()
+    with pytest.raises(DataError, match="valid.bin does not exist; .*or remove .*out and begin ag"):
+        run(texts, tmp_path / "out")
 
 
 def test_another_store_is_not_written_over(texts, tmp_path):
@@ -250,9 +263,10 @@ def test_a_damaged_journal(texts, tmp_path, stopping, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(texts, tmp_path / "out")
     monkeypatch.undo()
-    (tmp_path / "out" / "preprocess.journal").write_text("no\n")
-    with pytest.raises(DataError, match="preprocess.journal is damaged; remove .*out and begin"):
-        run(texts, tmp_path / "out")
+    for content in ("no\n", "3\n", ""):
+        (tmp_path / "out" / "preprocess.journal").write_text(content)
+        with pytest.raises(DataError, match="preprocess.journal is damaged; remove .*out and beg"):
+            run(texts, tmp_path / "out")
 
 
 # --- What goes wrong ------------------------------------------------------------------------------
@@ -263,6 +277,16 @@ def test_no_text_at_all(tmp_path):
         (tmp_path / "a.txt").write_text(content)
         with pytest.raises(DataError, match="there is no text to train on: all lines are empty"):
             run(tmp_path / "a.txt", tmp_path / f"out{number}")
+
+
+def test_no_text_to_validate_on(tmp_path):
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    with pytest.raises(DataError, match="to validate on: the share 0.2 of 1 documents holds none"):
+        run(tmp_path / "a.txt", tmp_path / "out")
+    (tmp_path / "b.txt").write_text("\n")
+    held = find_files([tmp_path / "b.txt"])
+    with pytest.raises(DataError, match="to validate on: the texts for it have no line"):
+        run(tmp_path / "a.txt", tmp_path / "again", split=Split(), valid=held)
 
 
 def test_a_share_that_is_none():
@@ -364,7 +388,8 @@ def test_memory_does_not_grow_with_the_text(tmp_path):
     peaks = []
     lines = sentences(20_000)
     for times in (4, 12):
-        (tmp_path / f"{times}.txt").write_text("\n".join(lines * times))
+        text = "\n\n".join(lines[:50]) + "\n\n" + "\n".join(lines * times)  # the last is long
+        (tmp_path / f"{times}.txt").write_text(text)
         process = start(tmp_path, tmp_path / f"{times}.txt", tmp_path / f"out{times}")
         said = process.communicate(timeout=120)[0]
         assert process.returncode == 0
