@@ -30,6 +30,7 @@ from bart_hk.training.config import GROUPS, TrainConfig, complete, explain, unkn
 from bart_hk.training.loop import train
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
+_SAVE_DIR = "checkpoint.save_dir"
 _TRACEBACKS = os.environ.get(_FULL_ERROR) == "1"
 
 
@@ -74,6 +75,10 @@ def main() -> None:
         print("bart-hk-train: interrupted; the same command goes on", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
+        if not _TRACEBACKS and isinstance(error, OSError) and error.errno and not error.filename:
+            # Hydra's record of the run, which it writes before `_run`.
+            given = (argument for argument in sys.argv if argument.startswith(_SAVE_DIR + "="))
+            _fail(f"{next(given, _SAVE_DIR)} cannot be written: {error.strerror}", 1)
         if _TRACEBACKS or not _report(error):
             raise
 

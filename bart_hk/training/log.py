@@ -18,10 +18,13 @@ fields in `TIMING`. Those of event "train" are means over the updates since the 
 """
 
 import json
+import logging
 import math
 import time
 from pathlib import Path
 from typing import Any
+
+_log = logging.getLogger(__name__)
 
 TIMING = ("seconds", "tokens_per_second", "mfu", "data_wait")
 
@@ -34,7 +37,10 @@ class RunLog:
         self._peak_flops = peak_flops
         self.waited = 0.0  # seconds for batches, since the last line of event "train"
         self._file = open(path, "ab")  # noqa: SIM115 - lives as long as the run
-        self._file.truncate(size)
+        if self.size < size:
+            _log.warning("%s is shorter than when the run was saved: lines are missing", path)
+        else:
+            self._file.truncate(size)
         self._writer = _event_writer(tensorboard) if tensorboard else None
         self._since = time.monotonic()
 

@@ -22,6 +22,7 @@ import pytest
 
 from bart_hk.checkpoint.huggingface import read_model
 from bart_hk.training import loop, state
+from bart_hk.training.log import RunLog
 from bart_hk.training.loop import train
 from tests.training.conftest import WITH_DROPOUT, final_bytes, logged
 
@@ -210,6 +211,16 @@ def test_when_every_state_is_damaged_the_run_says_so(configured, finished, tmp_p
     for _ in range(2):  # nor does the next command begin again without a word
         with pytest.raises(ValueError, match="every state in .* is damaged; remove it to begin ag"):
             train(configured(tmp_path / "run", checkpoint={"save_interval_updates": 2}))
+
+
+def test_a_log_that_is_gone_is_begun_again(tmp_path, caplog):
+    (tmp_path / "log.jsonl").write_text("one\n")
+    log = RunLog(tmp_path / "log.jsonl", 100, None, 1.0)
+    log.write("train", 7)
+    log.close()
+    assert "log.jsonl is shorter than when the run was saved: lines are missing" in caplog.text
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert lines[0] == "one" and json.loads(lines[1])["update"] == 7 and len(lines) == 2
 
 
 def tree(value: float) -> dict:
