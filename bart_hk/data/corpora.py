@@ -4,6 +4,7 @@ Sources: fairseq `tasks/denoising.py` (shards), `tasks/multilingual_denoising.py
 language, and how much of it is seen).
 """
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 
@@ -37,10 +38,10 @@ def smoothed_weights(sizes: Mapping[str, int], alpha: float) -> dict[str, float]
     small ones more. The weighted sizes sum to what the sizes do.
 
     Raises:
-        DataError: `alpha` is negative, or a corpus is empty.
+        DataError: `alpha` is negative or not finite, or a corpus is empty.
     """
-    if alpha < 0:
-        raise DataError(f"multilang_sampling_alpha={alpha} must be at least 0")
+    if not 0 <= alpha < math.inf:
+        raise DataError(f"multilang_sampling_alpha={alpha} must be at least 0, and finite")
     for name, size in sizes.items():
         if size < 1:
             raise DataError(f"the corpus {name} is empty")

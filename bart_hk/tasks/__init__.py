@@ -51,6 +51,9 @@ class Task(Protocol):
     @property
     def valid(self) -> Split | None: ...
 
+    def unread(self) -> str | None:
+        """What to say of an option that was given and that nothing reads, if there is one."""
+
     def fingerprint(self) -> dict[str, Any]:
         """What the data were, to refuse going on with others."""
 
@@ -109,6 +112,10 @@ class TaskDefaults:
     tokenizer_folder: str | None = None
     shards: int = 1
     longest: int = 0
+
+    def unread(self) -> str | None:
+        """Nothing."""
+        return None
 
     def symbols(self) -> Sequence[str]:
         """None."""

@@ -27,7 +27,7 @@ from bart_hk.data.noising import Noiser
 from bart_hk.data.readers import FORMATS, DataError, read_table
 from bart_hk.model import BART
 from bart_hk.tasks import Batch, TaskKind, files, latent_losses, losses
-from bart_hk.tasks.denoising import NoiseOptions, make_noiser, noise_config
+from bart_hk.tasks.denoising import NoiseOptions, make_noiser, noise_config, unread_noise
 from bart_hk.tasks.losses import CrossEntropyConfig
 from bart_hk.tasks.pairs import Pairs, Splits
 from bart_hk.tasks.translation import EncodedPairs, Translation, TranslationConfig
@@ -144,6 +144,10 @@ class Autoencoding(Translation):
                 )
         train, valid = text_files(config)
         return Splits(read_texts(train, config), read_texts(valid, config) if valid else None)
+
+    def unread(self) -> str | None:
+        """See `unread_noise`."""
+        return unread_noise(self.config)
 
     def texts(self) -> Iterable[str]:
         """The texts to train on."""

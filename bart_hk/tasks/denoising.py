@@ -90,6 +90,35 @@ def noise_config(config: NoiseOptions) -> NoiseConfig:
         raise DataError(f"task.{error}") from None
 
 
+def unread_noise(options: NoiseOptions) -> str | None:
+    """What to say of a value that replaces the preset's and that this noise does not read."""
+    noise, preset = noise_config(options), PRESETS[options.noise]
+    spans = noise.mask > 0 and noise.mask_length == "span-poisson"
+    masks = noise.insert > 0 or spans or (noise.mask > 0 and noise.replace_length != 0)
+    values = {
+        name: getattr(noise, name)
+        for name in ("mask_length", "replace_length", "poisson_lambda", "mask_random")
+        if getattr(noise, name) != getattr(preset, name)
+    }
+    if options.sentence_ends != NoiseOptions.sentence_ends:
+        values["sentence_ends"] = options.sentence_ends
+    read_by = {
+        "mask_length": (noise.mask, "task.mask"),
+        "replace_length": (noise.mask, "task.mask"),
+        "poisson_lambda": (spans, "task.mask with task.mask_length=span-poisson"),
+        "mask_random": (masks, "masks, of which there are none"),
+        "sentence_ends": (noise.permute_sentences, "task.permute_sentences"),
+    }
+    for name, value in values.items():
+        read, what = read_by[name]
+        if not read:
+            return (
+                f"task.{name}={value} does nothing with task.noise={options.noise}, as it is set: "
+                f"it is for {what}; leave it out"
+            )
+    return None
+
+
 def make_noiser(
     options: NoiseOptions, encoder: TextEncoder, config: BARTConfig, also: Sequence[int] = ()
 ) -> Noiser:
@@ -161,6 +190,22 @@ class Denoising(TextWriting):
         self.tokenizer_folder = _tokenizer_folder(self._shards[0], self._stores[0])
         self._opened: dict[str, Corpora] = {}
 
+    def unread(self) -> str | None:
+        """An option of the noise, the blocks or the corpora."""
+        config = self.config
+        if config.oversized != "split" and config.sample_break_mode == "none":
+            return (
+                f"task.oversized={config.oversized} does nothing with task.sample_break_mode=none, "
+                "whose blocks end anywhere; leave it out"
+            )
+        alpha = config.multilang_sampling_alpha
+        if alpha != 1 and all(len(stores) == 1 for stores in self._stores):
+            return (
+                f"task.multilang_sampling_alpha={alpha} does nothing with one corpus; set it to 1, "
+                "or give task.data a folder for each language"
+            )
+        return unread_noise(config)
+
     def fingerprint(self) -> dict[str, Any]:
         """The stores' digests."""
         found = {}
@@ -189,6 +234,11 @@ class Denoising(TextWriting):
             raise DataError(
                 f"task.noise={self.config.noise}, as it is set, moves tokens, and an encoder_only "
                 "model predicts them in place; take task.noise=token_masking"
+            )
+        if "decoder" not in config.sides and not self._noise.mask:
+            raise DataError(
+                f"task.noise={self.config.noise}, as it is set, masks nothing, and an encoder_only "
+                "model predicts what is masked; take task.noise=token_masking"
             )
         longest = _positions(config)
         if self.config.tokens_per_sample > longest:

@@ -198,11 +198,14 @@ def explain(error: OmegaConfBaseException) -> str:
     key = str(error.full_key or error.key)
     if not isinstance(error, ConfigKeyError | AttributeError | KeyError):
         return f"{key}: {str(error).splitlines()[0]}"
-    return unknown_key(key)
+    return unknown_key(key, error.object_type)
 
 
-def unknown_key(key: str) -> str:
-    """One line for a key that does not exist, with the nearest that do."""
+def unknown_key(key: str, node: Any = None) -> str:
+    """One line for a key that does not exist, with the nearest that do.
+
+    `node` is the type of what it was looked for in, which of several may be that group's.
+    """
     names = [
         f"{group}.{field.name}"
         for group, nodes in _nodes().items()
@@ -211,13 +214,17 @@ def unknown_key(key: str) -> str:
         if field.name != "_name"
     ]
     known = list(dict.fromkeys(names))  # several nodes of a group share some
+    group, dot, _ = key.partition(".")
+    if dot and dataclasses.is_dataclass(node):
+        chosen = {f"{group}.{field.name}" for field in dataclasses.fields(node)}
+        known = [name for name in known if name in chosen or not name.startswith(group + ".")]
     last = key.rpartition(".")[2]
     near = [name for name in known if name.rpartition(".")[2] == last]
     candidates = known if "." in key else [*known, *_nodes()]
     near = near or difflib.get_close_matches(key, candidates, n=1, cutoff=0.75)
     if near:
         return f"there is no {key}; did you mean {' or '.join(near)}?"
-    section = [name for name in known if name.startswith(key.partition(".")[0] + ".")]
+    section = [name for name in known if name.startswith(group + ".")]
     return f"there is no {key}; there are {', '.join(section or _nodes())}"
 
 
@@ -268,8 +275,11 @@ def _check(config: TrainConfig) -> None:
         raise ConfigError("set dataset.batch_size or dataset.max_tokens (or both)")
     if not 0 <= config.ema.ema_decay <= 1:
         raise ConfigError(f"ema.ema_decay={config.ema.ema_decay} must be in [0, 1]")
-    if not 0 <= config.common.seed < 2**32:
-        raise ConfigError(f"common.seed={config.common.seed} must be in [0, 2^32)")
+    # What a key of jax's and one of `data.draws.KeyedDraws` can hold.
+    for group, bits in (("common", 32), ("task", 64)):
+        seed = getattr(getattr(config, group), "seed", 0)
+        if not 0 <= seed < 2**bits:
+            raise ConfigError(f"{group}.seed={seed} must be in [0, 2^{bits})")
     buckets = dataset.length_buckets
     if buckets != sorted(set(buckets)) or (buckets and buckets[0] < 1):
         raise ConfigError(f"dataset.length_buckets={buckets} must be rising lengths")

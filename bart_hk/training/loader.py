@@ -73,8 +73,32 @@ class Loader:
     def _chosen_buckets(self) -> list[int]:
         """For the present epoch's rows; of other epochs and of validation some may be longer."""
         chosen = choose_buckets(self.train.lengths)
-        seen = [split.lengths for split in (self.train, self.valid) if split is not None]
-        return sorted({*chosen, max(self._task.longest, *(int(rows.max()) for rows in seen))})
+        splits = [split for split in (self.train, self.valid) if split is not None]
+        longest = max(self._task.longest, *(int(split.lengths.max()) for split in splits))
+        return sorted({*chosen, longest})
+
+    def misfit(self) -> str | None:
+        """What to say of sizes that do not fit the model or the rows, if there are any."""
+        limit, given = self.buckets[-1], self._config.length_buckets
+        if given and given[-1] > limit:
+            return (
+                f"dataset.length_buckets={given} are lengths of batches, and the model has {limit} "
+                "positions; leave out what is above"
+            )
+        for split, key, sizes in (
+            (self.train, "max_tokens", self._sizes),
+            (self.valid, "max_tokens_valid", self._sizes_valid),
+        ):
+            tokens = sizes["max_tokens"]
+            if split is None or tokens is None or not len(split.lengths):
+                continue
+            row = int(split.lengths.argmax())
+            if tokens < split.lengths[row]:
+                return (
+                    f"dataset.{key}={tokens} has no room for {split.where([row])}, which has "
+                    f"{split.lengths[row]} tokens; raise it"
+                )
+        return None
 
     def updates(self, epoch: int) -> Plan:
         """For each update of an epoch the rows of its `update_freq` batches."""

@@ -116,6 +116,7 @@ class Run:
             config.common.seed,
             config.optimization.update_freq,
         )
+        self._refuse(self.loader.misfit())
         total = self._total_updates()
         self.rate = optim.schedule(config.lr_scheduler, config.optimization.lr, total)
         loss: Loss = functools.partial(self.task.loss, self.bart)
@@ -392,10 +393,25 @@ class Run:
                 f"checkpoint.best_checkpoint_metric={self.metric} is not reported, only "
                 f"{', '.join(names)} (criterion.report_... ask for more)"
             )
+        if not self.task.validates:
+            _log.warning("nothing is validated: there is no text for it; the last model is kept")
+            for key, default in (("patience", -1), ("best_checkpoint_metric", "loss")):
+                value = getattr(checkpoint, key)
+                if value != default:
+                    self._refuse(
+                        f"checkpoint.{key}={value} needs validation, and there is no text for it; "
+                        f"give task.valid (or valid.bin in task.data), or set it to {default}"
+                    )
+        self._refuse(self.task.unread())
+
+    def _refuse(self, misfit: str | None) -> None:
+        """Raises, unless the run was begun before: an older version may not have minded."""
+        if misfit and not (self.folder / _RECORD).exists():
+            raise ConfigError(misfit)
 
     def _claim(self, identity: dict[str, Any]) -> None:
         """Makes the directory this run's, or makes sure that it is."""
-        record = self.folder / "run.json"
+        record = self.folder / _RECORD
         if record.exists():
             # What an older version did not know of was as it is by default.
             chosen = {group: getattr(self.config, group)._name for group in GROUPS}
@@ -428,6 +444,7 @@ _FREE = {
 }
 
 
+_RECORD = "run.json"  # what the run is
 _TOKENIZER = "the tokenizer's symbols"
 
 

@@ -235,6 +235,10 @@ def foreign_ids(folder: Path) -> None:
         (foreign_ids, "", "train.bin holds the id 9999, and the model's tokenizer has 295 symbols"),
         (None, "task.tokens_per_sample=65", "=65 is more than the model's 64 positions; lower it"),
         (None, "task.data=nowhere", "task.data=nowhere is not a folder"),
+        (None, "task.train=x", "there is no task.train; there are task.data, task.noise, "),
+        (None, "task.seed=-1", "task.seed=-1 must be in [0, 2^64)"),
+        (None, "task.insert=0 task.mask_length=word task.mask=0", "task.mask_length=word does no"),
+        (None, "model.flavour=encoder_only task.noise=none", "masks nothing, and an encoder_onl"),
         (None, "dataset.num_workers=-1", "dataset.num_workers=-1 must be at least 0"),
         (None, "dataset.worker_timeout=0", "dataset.worker_timeout=0.0 must be above 0"),
         (None, "dataset.data_buffer_size=0", "dataset.data_buffer_size=0 must be at least 1"),
@@ -253,7 +257,7 @@ def test_bad_data_are_one_line_before_the_first_update(
     if spoil is not None:
         spoil(data / "DATA")
     overrides = ["task=denoising", "task.data=DATA", "checkpoint.save_dir=out", *SMALL]
-    assert run(monkeypatch, *overrides, *([override] if override else [])) == 2
+    assert run(monkeypatch, *overrides, *override.split()) == 2
     error = capfd.readouterr().err.strip()
     assert error.startswith("bart-hk-train: error: ") and message in error and "\n" not in error
     assert not list((data / "out" / "training").glob("update_*"))

@@ -1,5 +1,6 @@
 """`bart-hk-train` as a user meets it: the command line, its errors, its configuration."""
 
+import errno
 import json
 import logging
 import os
@@ -150,6 +151,10 @@ def test_experiments_are_whole_configs(data, monkeypatch, capsys, name):
         ("model.activation_fn=gule", "model.activation_fn: Invalid value 'gule', expected one of"),
         ("model.dropout=1.5", "dropout must be in [0, 1), not 1.5"),
         ("common.seed=-1", "common.seed=-1 must be in [0, 2^32)"),
+        ("checkpoint.patience=3", "patience=3 needs validation, and there is no text for it; gi"),
+        ("checkpoint.best_checkpoint_metric=accuracy", "metric=accuracy needs validation, and"),
+        ("dataset.length_buckets=[8,32]", "length_buckets=[8, 32] are lengths of batches, and the"),
+        ("dataset.max_tokens=4", "max_tokens=4 has no room for train.tsv, lines 3, which has "),
         ("task.train=missing.tsv", "missing.tsv does not exist"),
         ("task.train=broken.tsv", "broken.tsv, line 3: 1 columns where the header has 2"),
         (
@@ -179,6 +184,18 @@ def test_an_unwritable_folder_is_found_before_any_work(data, monkeypatch, capfd)
     error = capfd.readouterr().err.strip()
     assert "checkpoint.save_dir: file/out cannot be made: Not a directory" in error
     assert "\n" not in error
+
+
+def test_a_disk_that_is_full_from_the_start_is_named(data, monkeypatch, capfd):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("hydra.core.utils._save_config", full)
+    assert run(monkeypatch, "task.train=train.tsv", "checkpoint.save_dir=out", *TINY) == 1
+    error = capfd.readouterr().err.strip()
+    assert error.endswith(
+        "error: checkpoint.save_dir=out cannot be written: No space left on device"
+    )
 
 
 def test_a_run_that_diverges_is_one_line(data, monkeypatch, capfd):

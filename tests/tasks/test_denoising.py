@@ -1,5 +1,6 @@
 """The denoising task: from a folder of stores to batches and a loss."""
 
+import math
 import shutil
 from pathlib import Path
 
@@ -305,8 +306,30 @@ def test_options_that_make_no_sense(data, options, message):
 
 
 @pytest.mark.parametrize(
+    ("noise", "options", "read"),
+    [
+        ("token_masking", {"poisson_lambda": 2.0}, {"mask_length": "span-poisson"}),
+        ("token_deletion", {"mask_random": 0.1}, {"replace_length": 1}),
+        ("document_rotation", {"mask_random": 0.1}, {"insert": 0.1}),
+        ("sentence_permutation", {"mask_length": "word"}, {"mask": 0.1}),
+        ("none", {"replace_length": 0}, {"mask": 0.1}),
+        ("text_infilling", {"sentence_ends": "."}, {"permute_sentences": 1.0}),
+        ("bart", {"oversized": "keep", "sample_break_mode": "none"}, {"oversized": "split"}),
+        ("bart", {"multilang_sampling_alpha": 0.5}, {"multilang_sampling_alpha": 1.0}),
+    ],
+)
+def test_an_option_that_nothing_reads(data, noise, options, read):
+    name, value = next(iter(options.items()))
+    message = task(data, noise=noise, **options).unread()
+    assert message is not None and message.startswith(f"task.{name}={value} does nothing with ")
+    assert task(data, noise=noise, **(options | read)).unread() is None
+    assert task(data, noise=noise).unread() is None
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"multilang_sampling_alpha": math.nan}, "alpha=nan must be at least 0, and finite"),
         ({"tokens_per_sample": 65}, "sample=65 is more than the model's 64 positions; lower it"),
         ({"sample_break_mode": "doc"}, "task: sample_break_mode='doc' is not one of none"),
         ({"oversized": "drop"}, "task: oversized='drop' is not one of split"),

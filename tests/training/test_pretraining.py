@@ -141,6 +141,17 @@ def test_another_tokenizer_in_the_same_folder_does_not_go_on(configured, whole, 
     train(config)
 
 
+def test_a_run_of_before_goes_on_with_an_option_that_nothing_reads(configured, whole, tmp_path):
+    unread = {"task": {"poisson_lambda": 2.0, "noise": "token_masking"}}
+    with pytest.raises(ConfigError, match="poisson_lambda=2.0 does nothing with task.noise=token_"):
+        train(configured(tmp_path / "new", **unread))
+    shutil.copytree(whole, tmp_path / "run")
+    record = tmp_path / "run" / "training" / "run.json"
+    begun = {f"task.{key}": value for key, value in unread["task"].items()}
+    record.write_text(json.dumps(json.loads(record.read_text()) | begun))
+    train(configured(tmp_path / "run", checkpoint={"save_dir": str(tmp_path / "run")}, **unread))
+
+
 def test_shards_of_several_sizes(configured, tmp_path):
     """The schedule ends where the run does, and rows that are a bit longer are hardly padded."""
     ENCODER.save(tmp_path / "first")
