@@ -212,8 +212,9 @@ def preprocess(
         What went into each store.
 
     Raises:
-        DataError: there is no text, a file is not what its name says, the folder holds something
-            else, or the text is not that of the run that is gone on with.
+        DataError: there is no text, or nothing of it is held out though it was asked for, a file
+            is not what its name says, the folder holds something else, or the text is not that of
+            the run that is gone on with.
         ChildProcessError: a process that encodes died.
         OSError: the disk fails, or is full; the same call goes on.
     """

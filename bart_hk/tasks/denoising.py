@@ -65,7 +65,8 @@ class DenoisingConfig(NoiseOptions):
     sample_break_mode: str = "complete_doc"  # none, complete, complete_doc, eos
     # Sentences longer than a block: split, keep (fairseq's: a block that is too long), error.
     oversized: str = "split"
-    # Of several corpora: how often each is seen in an epoch, or fairseq's smoothing of their sizes.
+    # Of several corpora, which may be in several shards: how often each is seen in an epoch, or
+    # fairseq's smoothing of their sizes.
     weights: dict[str, float] = dataclasses.field(default_factory=dict)
     multilang_sampling_alpha: float = 1.0
     # As fairseq's multilingual_denoising: corpora are languages, a block ends with its folder's

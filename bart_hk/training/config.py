@@ -50,7 +50,8 @@ class DatasetConfig:
     batch_size_valid: int | None = "${dataset.batch_size}"  # type: ignore[assignment]
     max_tokens_valid: int | None = "${dataset.max_tokens}"  # type: ignore[assignment]
     # Padded lengths of batches, each a program. Empty: with max_tokens and no batch_size the fewest
-    # that pad the rows of the first epoch by less than 8 %, and LENGTH_BUCKETS otherwise.
+    # that pad the rows of the first epoch by less than 8 %, and the longest row of every epoch and
+    # of validation; LENGTH_BUCKETS otherwise.
     length_buckets: list[int] = dataclasses.field(default_factory=list)
     validate_interval: int = 1  # epochs
     validate_interval_updates: int = 0  # 0: at the ends of epochs only

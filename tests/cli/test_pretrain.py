@@ -111,6 +111,13 @@ def test_the_authors_command_flag_by_flag(data, monkeypatch, capsys, size):  # n
     assert config["optimization.max_epoch"] == 0 and config["dataset.batch_size"] is None
 
 
+def test_the_readmes_command_trains_from_scratch(data, monkeypatch, capsys):  # noqa: F811
+    text = (Path(cli.__file__).parents[2] / "README.md").read_text().replace("\\\n", " ")
+    (command,) = re.findall(r"^bart-hk-train (task=denoising task.data=DATA .*)$", text, re.M)
+    config = shown(monkeypatch, capsys, *command.split())
+    assert config["optimization.lr"] == 4e-4 and config["lr_scheduler.warmup_ratio"] > 0
+
+
 NETWORK = [x for x in TINY if x.startswith("model.") and "positions" not in x]
 NETWORK += ["model.max_source_positions=64", "model.max_target_positions=64"]
 SMALL = [*NETWORK, "task.tokens_per_sample=48", "dataset.length_buckets=[64]"]
