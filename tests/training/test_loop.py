@@ -140,10 +140,13 @@ def test_deep_options_train_the_same_model(configured, tmp_path):
         np.testing.assert_allclose(plain, other, atol=2e-5)
 
 
-def test_without_validation_the_last_model_is_the_result(configured, sentences, tmp_path):
+def test_without_validation_the_last_model_is_the_result(configured, sentences, tmp_path, caplog):
     task = {"data": None, "train": str(sentences / "train.tsv")}
     result = train(configured(tmp_path / "run", task=task, optimization={"max_update": 3}))
     assert (result.update, result.valid) == (3, {})
+    assert caplog.messages.count(
+        "nothing is validated: there is no text for it; the last model is kept"
+    )
     about = json.loads((tmp_path / "run/bart_hk.json").read_text())["training"]
     assert about == {"update": 3, "task": "sentence_prediction"}
     assert not (tmp_path / "run/last").exists()
