@@ -282,7 +282,8 @@ def ignorant(shared, monkeypatch):  # noqa: F811
         named = inspect.signature(search).parameters
         rest = {key: value for key, value in options.items() if key not in named}
         GenerationOptions.from_kwargs(beam=beam, **rest)  # every option is one
-        return search(rows, 3, *args, max_len_b=6, **kept)
+        short = {} if kept.get("match_source_len") else {"max_len_b": 6}
+        return search(rows, 3, *args, **short, **kept)
 
     monkeypatch.setattr(shared, "generate", generate)
     shared.register_classification_head("mnli", 3)
