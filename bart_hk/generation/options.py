@@ -56,7 +56,8 @@ class GenerationOptions:
     typical_p: float = 1.0
     epsilon_cutoff: float = 0.0
     eta_cutoff: float = 0.0
-    seed: int = 1  # a row's draws follow from this and from the row alone
+    # A row's draws follow from this and from the row alone (bart-hk-generate: and its number).
+    seed: int = 1
     # The beams in so many groups, in which a token costs `strength` for each earlier group that
     # chooses it in the same step, and more the more the groups had in common before: the
     # `discount` says how much of that is left at every step. -1: no groups.

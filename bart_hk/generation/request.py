@@ -91,6 +91,10 @@ class Request:
             )
         restricted = prefix_allowed_tokens_fn is not None
         _check(config, options, is_ensemble, constraints is not None, restricted, lm is not None)
+        if draw_numbers is not None and not options.is_sampled:
+            raise ValueError(
+                "draw_numbers tell draws apart, and nothing is drawn: sampling=True does"
+            )
         sources = checked_rows("input", rows, config.max_source_positions, config.source_vocabulary)
         lengths = [len(row) for row in sources]
         min_len, max_len = options.length_limits(lengths, config.max_target_positions)

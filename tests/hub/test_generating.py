@@ -294,6 +294,8 @@ def test_a_list_in_parts_draws_what_the_whole_draws(shared):
             shared._options(1, None, False, {"sampling": True}),
             draw_numbers=[0],
         )
+    with pytest.raises(ValueError, match="draw_numbers tell draws apart, and nothing is drawn"):
+        shared.sample("a", draw_numbers=[0])
 
 
 def test_a_models_own_options_are_its_defaults(bart):
