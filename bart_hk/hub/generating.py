@@ -284,9 +284,9 @@ class GeneratingBART(AttentiveBART):
 
     def _symbols_read(self, source: Any) -> list[str]:
         """What stands at each position of `encode(source)`, without `</s>`; the unknown as well."""
-        text, config = self.text.for_sources, self.config
-        each = [[s for s in text.bpe.encode(one).split(" ") if s] for one in as_texts(source)]
-        ids = np.asarray(self.encode(source))
+        text, config, texts = self.text.for_sources, self.config, as_texts(source)
+        each = [[s for s in text.bpe.encode(one).split(" ") if s] for one in texts]
+        ids, _ = self._encoded(texts, no_separator=True, may_cut=False)
         read = [text.dictionary[i] for i in ids.tolist() if i != config.eos_token_id]
         begin = int(ids[0] == config.bos_token_id)
         end = len(read) - len(self.extras.get("source_suffix", []))

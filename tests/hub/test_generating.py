@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bart_hk.errors import NothingFoundWarning
+from bart_hk.errors import CutTextWarning, NothingFoundWarning
 from bart_hk.generation.constraints import pack_constraints
 from bart_hk.generation.trie import Trie
 from bart_hk.hub import collate_tokens
@@ -240,6 +240,9 @@ def test_unknown_symbols_are_written_as_what_they_are_aligned_with(shared):
         assert translated.count(other) == replaced[2].count(word)
     assert any(other in translated for other in words.values())
     assert shared.sample(TEXTS, replace_unk=True, nbest=2, **options)[2][0] == replaced[2]
+    with pytest.warns(CutTextWarning, match="a text|text 0") as warned:
+        assert "<unk>" not in shared.sample(" the" * 100, replace_unk=True, **options)
+    assert len(warned) == 1
     with pytest.raises(ValueError, match="print_alignment='hard' has no meaning in sample"):
         shared.sample("a", print_alignment="hard")
     with pytest.raises(ValueError, match="replace_unk needs hard alignments"):
