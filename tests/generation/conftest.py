@@ -10,6 +10,8 @@ from safetensors.numpy import load_file
 
 from bart_hk.checkpoint.fairseq import from_fairseq
 from bart_hk.config import BARTConfig
+from bart_hk.generation.generator import Generator
+from bart_hk.model import BART
 
 INPUTS = Path(__file__).parents[1] / "goldens" / "inputs"
 
@@ -25,3 +27,14 @@ def trained(golden) -> Callable[[str], tuple[BARTConfig, dict[str, Any]]]:
         return config, from_fairseq(load_file(INPUTS / case["weights"]), config)[0]
 
     return read
+
+
+@pytest.fixture(scope="module")
+def params(trained) -> dict[str, Any]:
+    return trained("post_norm")[1]
+
+
+@pytest.fixture(scope="module")
+def generator(trained) -> Generator:
+    """Of one module, which forgets its programs at the end."""
+    return Generator(BART(trained("post_norm")[0]))

@@ -28,16 +28,6 @@ TINY = BARTConfig(
 BEAM_3 = GenerationOptions(beam=3, max_len_b=12)
 
 
-@pytest.fixture(scope="module")
-def generator(trained):
-    return Generator(BART(trained("post_norm")[0]))
-
-
-@pytest.fixture(scope="module")
-def params(trained):
-    return trained("post_norm")[1]
-
-
 def sources(*lengths: int, seed: int = 0) -> list[np.ndarray]:
     """<s> ... </s> of the given lengths; a source of one token is </s> alone."""
     rng = np.random.default_rng(seed)

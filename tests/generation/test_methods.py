@@ -46,11 +46,6 @@ def model(trained):
 
 
 @pytest.fixture(scope="module")
-def params(trained):
-    return trained("post_norm")[1]
-
-
-@pytest.fixture(scope="module")
 def generator(model):
     return Generator(model)
 

@@ -9,18 +9,8 @@ from bart_hk.errors import NothingFoundWarning
 from bart_hk.generation.generator import Generator
 from bart_hk.generation.options import GenerationOptions
 from bart_hk.generation.trie import Trie
-from bart_hk.model import BART, Ensemble
+from bart_hk.model import Ensemble
 from tests.generation.test_methods import PHRASES, TRIE
-
-
-@pytest.fixture(scope="module")
-def generator(trained):
-    return Generator(BART(trained("post_norm")[0]))
-
-
-@pytest.fixture(scope="module")
-def params(trained):
-    return trained("post_norm")[1]
 
 
 @pytest.fixture(scope="module")

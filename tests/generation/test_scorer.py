@@ -18,11 +18,6 @@ def bart(trained):
 
 
 @pytest.fixture(scope="module")
-def params(trained):
-    return trained("post_norm")[1]
-
-
-@pytest.fixture(scope="module")
 def scorer(bart):
     return Scorer(bart)
 
