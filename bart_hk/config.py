@@ -172,7 +172,7 @@ class BARTConfig:
                 raise ValueError(f"{name}={value!r} is not known; choose one of: {known}") from None
         for field in dataclasses.fields(self):
             value, wanted = getattr(self, field.name), field.type
-            fits = isinstance(value, float | int if wanted is float else wanted)  # type: ignore
+            fits = isinstance(value, float | int if wanted is float else wanted)  # type: ignore[arg-type]
             if not fits or (isinstance(value, bool) and wanted is not bool):
                 wanted = getattr(wanted, "__name__", wanted)
                 raise ValueError(f"{field.name}={value!r:.80} must be of type {wanted}")
