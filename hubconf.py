@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 dependencies = ["jax", "haiku", "safetensors", "tokenizers", "huggingface_hub", "filelock", "tqdm"]
 
 _ABOUT = {
+    "bart.mini": "a small one of this project's own, 4 + 4 layers, 10M parameters",
     "bart.base": "pretrained, 6 + 6 layers, 140M parameters",
     "bart.large": "pretrained, 12 + 12 layers, 400M parameters",
     "bart.large.mnli": 'bart.large fine-tuned on MNLI, with the head "mnli"',
@@ -40,10 +41,17 @@ def _entry(name: str, about: str) -> Any:
         return bart(name, *args, **kwargs)
 
     entry.__name__ = entry.__qualname__ = name.replace(".", "_")
-    entry.__doc__ = f"""{name}: {about} (Lewis et al. 2019).
+    where = (
+        "It travels in the package, and nothing is downloaded. Takes the arguments of\n"
+        '    `bart_hk.load`, such as dtype="bfloat16" or device="cpu".'
+        if name == "bart.mini"
+        else "(Lewis et al. 2019) fairseq's archive is downloaded once, into the cache of\n"
+        '    `bart_hk.load`, whose arguments it takes: dtype="bfloat16", device="cpu",\n'
+        "    cache_dir=..., force_reload=True, local_files_only=True."
+    )
+    entry.__doc__ = f"""{name}: {about}.
 
-    fairseq's archive is downloaded once, into the cache of `bart_hk.load`, whose arguments it
-    takes: dtype="bfloat16", device="cpu", cache_dir=..., force_reload=True, local_files_only=True.
+    {where}
     Returns a BARTHubInterface.
     """
     return entry

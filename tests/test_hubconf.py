@@ -7,9 +7,10 @@ from types import ModuleType
 import pytest
 
 import bart_hk
-from bart_hk.zoo import names
+from bart_hk.zoo.names import ARCHIVES, SHIPPED
 
 ROOT = Path(__file__).resolve().parent.parent
+NAMES = (*SHIPPED, *ARCHIVES)
 
 
 @pytest.fixture
@@ -25,14 +26,14 @@ def hubconf() -> ModuleType:
 def test_every_name_has_two_entries(hubconf):
     """torch.hub.list: what is callable and does not begin with an underscore."""
     entries = {name for name in dir(hubconf) if callable(getattr(hubconf, name)) and name[0] != "_"}
-    dotted = set(names.ARCHIVES)
+    dotted = set(NAMES)
     assert entries - {"Any"} == {"bart"} | dotted | {name.replace(".", "_") for name in dotted}
 
 
 def test_entries_load_their_model(hubconf, monkeypatch):
     calls = []
     monkeypatch.setattr(bart_hk, "load", lambda *args, **kwargs: calls.append((args, kwargs)))
-    for name in names.ARCHIVES:
+    for name in NAMES:
         for entry in (name, name.replace(".", "_")):
             getattr(hubconf, entry)(dtype="bfloat16", cache_dir="here")
             assert calls.pop() == ((name,), {"dtype": "bfloat16", "cache_dir": "here"})
@@ -42,10 +43,11 @@ def test_entries_load_their_model(hubconf, monkeypatch):
 
 def test_entries_explain_themselves(hubconf):
     """torch.hub.help."""
-    texts = {name: getattr(hubconf, name).__doc__ for name in names.ARCHIVES}
+    texts = {name: getattr(hubconf, name).__doc__ for name in NAMES}
     for name, text in texts.items():
         assert text.startswith(f"{name}: ")
-        assert "local_files_only" in text
+        assert ("local_files_only" in text) is (name in ARCHIVES)
+        assert "bfloat16" in text
         assert getattr(hubconf, name.replace(".", "_")).__doc__ == text
     assert len(set(texts.values())) == len(texts)
     assert "bfloat16" in hubconf.bart.__doc__

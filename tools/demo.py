@@ -1,4 +1,4 @@
-"""Trains a small BART from nothing on the shipped film reviews, measures it, and uses it.
+"""Fills a mask with bart.mini, fine-tunes it on the shipped film reviews, measures and uses it.
 
     python tools/demo.py --text "a waste of time" --text "what a film!"
     python tools/demo.py --seeds 3        # the median accuracy of three runs
@@ -8,6 +8,7 @@ that of `bart.classify` on reviews that neither trained nor chose the model.
 """
 
 import argparse
+import math
 import shutil
 import statistics
 import subprocess
@@ -19,11 +20,22 @@ from pathlib import Path
 import bart_hk
 from bart_hk.data.readers import read_examples
 
+MASKED = ("this is one of the best <mask> i have ever seen .", "He opened the <mask> and went in.")
 TEXTS = (
     "a warm , funny and beautifully acted film .",
     "two hours of my life that i will never get back .",
     "the plot is thin , but the performances are a delight .",
 )
+
+
+def fill_masks() -> None:
+    """What bart.mini knows before it is taught anything."""
+    bart = bart_hk.load("bart.mini")
+    print('>>> bart = bart_hk.load("bart.mini")')
+    for text in MASKED:
+        print(f">>> bart.fill_mask({text!r}, topk=3, exact=True)")
+        for filled, log_probability in bart.fill_mask(text, topk=3, exact=True):
+            print(f"    {math.exp(log_probability):.2f}  {filled}")
 
 
 def train(overrides: list[str]) -> None:
@@ -44,6 +56,7 @@ def main() -> None:
     if options.seeds < 1:
         parser.error(f"--seeds {options.seeds} must be at least 1")
 
+    fill_masks()
     test = read_examples(str(files("bart_hk.data") / "sentence_polarity" / "test.tsv.gz"))
     accuracies = []
     for seed in range(1, options.seeds + 1):

@@ -21,7 +21,8 @@ import jax
 import numpy as np
 
 import bart_hk
-from bart_hk.data.store import TokenStore, store_exists
+from bart_hk.data.store import TokenStore
+from bart_hk.tasks.denoising import open_stores
 from bart_hk.text import TextEncoder
 
 WORDS = range(6, 41)  # of a sentence
@@ -37,8 +38,8 @@ class Cloze(NamedTuple):
 
 def corpora(data: Path) -> dict[str, Path]:
     """Folders with stores to train and to validate on, by name."""
-    folders = [data, *sorted(path for path in data.iterdir() if path.is_dir())]
-    found = {f.name: f for f in folders if store_exists(f / "valid") and store_exists(f / "train")}
+    train, valid = (open_stores(data, role) for role in ("train", "valid"))
+    found = {name: store.prefix.parent for name, store in valid.items() if name in train}
     if not found:
         sys.exit(f"{data} has no valid.bin beside a train.bin, nor has a folder in it")
     return found

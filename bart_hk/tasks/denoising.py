@@ -177,7 +177,7 @@ class Denoising(TextWriting):
             )
         self._shards = split_shards(config.data)
         self.shards = len(self._shards)
-        self._stores = [_stores(Path(shard), "train") for shard in self._shards]
+        self._stores = [open_stores(Path(shard), "train") for shard in self._shards]
         for shard, stores in zip(self._shards, self._stores, strict=True):
             if not stores:
                 raise DataError(
@@ -186,9 +186,9 @@ class Denoising(TextWriting):
                 )
             _warn_of_what_is_left_out(Path(shard))
         # fairseq validates on the shard of the first epoch, too.
-        self._valid_stores = _stores(Path(self._shards[0]), "valid")
+        self._valid_stores = open_stores(Path(self._shards[0]), "valid")
         self.validates = bool(self._valid_stores)
-        self.tokenizer_folder = _tokenizer_folder(self._shards[0], self._stores[0])
+        self.tokenizer_folder = find_tokenizer(self._shards[0], self._stores[0])
         self._opened: dict[str, Corpora] = {}
 
     def unread(self) -> str | None:
@@ -351,8 +351,15 @@ def _positions(config: BARTConfig) -> int:
     return min(config.max_source_positions, config.max_target_positions)
 
 
-def _stores(folder: Path, role: str) -> dict[str, TokenStore]:
-    """The store of a folder, or those of the folders in it, by their names."""
+def open_stores(folder: Path, role: str) -> dict[str, TokenStore]:
+    """The store of a folder, or those of the folders in it, by their names: {"reviews": ...}.
+
+    Args:
+        role: "train" or "valid".
+
+    Raises:
+        DataError: `folder` is none, or a store is unfinished or damaged.
+    """
     _refuse_unfinished(folder)
     if store_exists(folder / role):
         return {folder.name: TokenStore(folder / role)}
@@ -386,7 +393,7 @@ def _warn_of_what_is_left_out(shard: Path) -> None:
             _log.warning("%s is left out: it has no train.bin", path)
 
 
-def _tokenizer_folder(shard: str, stores: dict[str, TokenStore]) -> str:
+def find_tokenizer(shard: str, stores: dict[str, TokenStore]) -> str:
     """The first with a tokenizer's files: the folder of the data, or those of the corpora in it."""
     for folder in (Path(shard), *(store.prefix.parent for store in stores.values())):
         try:

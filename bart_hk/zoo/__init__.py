@@ -43,6 +43,7 @@ def locate(
         name_or_path: what to find, in this order:
             a folder, or a checkpoint (`.pt`, `.bin`, `.safetensors`), which are given back;
             an archive of a folder (`.tar.gz`, `.tar.bz2`, `.tar`, `.zip`), unpacked into the cache;
+            "bart.mini" (or "bart_mini"), which travels in the package;
             one of `names.ARCHIVES`, such as "bart.large.cnn" (or "bart_large_cnn");
             an address (http, https) of an archive or a checkpoint; `#sha256=...` at its end is
             compared with what was downloaded;
@@ -71,7 +72,7 @@ def locate(
     elif path.exists():
         source = "file"
     elif (name := names.published_name(text)) is not None:
-        source = "archive"
+        source = "shipped" if name in names.SHIPPED else "archive"
     elif names.is_repository(text):
         source = "repository"
     else:
@@ -82,6 +83,8 @@ def locate(
         )
     if source == "folder":
         return path
+    if source == "shipped":
+        return Path(__file__).parent / "shipped" / str(name)
     if source == "repository":
         from bart_hk.zoo.repositories import snapshot
 
@@ -115,7 +118,6 @@ def _unknown(text: str, path: Path) -> str:
     siblings = [str(here / name) for name in names.nearest(path.name, entries)]
     return (
         f"no model {text!r}: there is no directory or file {path.absolute()}, and it is neither a "
-        f"name ({', '.join(names.ARCHIVES)}), nor owner/name of a repository, "
-        f"nor an address"
-        f"{names.did_you_mean(siblings or names.nearest(text))}"
+        f"name ({', '.join((*names.SHIPPED, *names.ARCHIVES))}), nor owner/name of a repository, "
+        f"nor an address{names.did_you_mean(siblings or names.nearest(text))}"
     )

@@ -4,6 +4,9 @@ import difflib
 import re
 from collections.abc import Iterable
 
+# Models that travel in the package, in bart_hk/zoo/shipped.
+SHIPPED = ("bart.mini",)
+
 # fairseq's own archives (fairseq/models/bart/model.py, `hub_models`), over https.
 ARCHIVES = {
     name: f"https://dl.fbaipublicfiles.com/fairseq/models/{name}.tar.gz"
@@ -40,7 +43,7 @@ _FILE_ENDING = re.compile(
 def published_name(text: str) -> str | None:
     """The name that `text` stands for, "bart.large.cnn" or "bart_large_cnn"; None if it is none."""
     name = text.replace("_", ".")
-    return name if name in ARCHIVES else None
+    return name if name in SHIPPED or name in ARCHIVES else None
 
 
 def is_url(text: str) -> bool:
@@ -52,7 +55,7 @@ def is_repository(text: str) -> bool:
     return _REPOSITORY.fullmatch(text) is not None and not _FILE_ENDING.fullmatch(text)
 
 
-def nearest(text: str, known: Iterable[str] = (*ARCHIVES, *REPOSITORIES)) -> list[str]:
+def nearest(text: str, known: Iterable[str] = (*SHIPPED, *ARCHIVES, *REPOSITORIES)) -> list[str]:
     """Up to three of `known` that somebody who wrote `text` may have meant, the nearest first.
 
     An owner is optional and the separators are alike: "bart_large-cnn" is near to "bart.large.cnn"

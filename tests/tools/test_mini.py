@@ -1,5 +1,6 @@
 """What bart.mini is made of and measured with, on archives of a few lines."""
 
+import functools
 import io
 import json
 import random
@@ -9,14 +10,17 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import bart_hk
 from bart_hk.checkpoint.huggingface import write_model
 from bart_hk.cli.preprocess import main as preprocess
-from bart_hk.config import BARTConfig
+from bart_hk.config import ARCHITECTURES, BARTConfig
+from bart_hk.data.store import TokenStore
 from bart_hk.text import TextEncoder
 from tests.parameters import random_params
-from tools import evaluate_fill_mask, mini_texts
+from tools import embeddings_from_counts, evaluate_fill_mask, mini_texts
 
 BOOK = "# Title: A Book\n\n## Author: Nobody\n\n## Year: 1900\n\n-------\n## One\n\nIt _was_ so.\n"
 SUBJECTS = ("the cat", "a dog", "my aunt", "the old king", "every child")
@@ -151,3 +155,82 @@ def test_what_one_corpus_lacks_the_others_give(sizes, total, level):
 def test_data_without_held_out_documents(tmp_path):
     with pytest.raises(SystemExit, match=r"has no valid\.bin beside a train\.bin"):
         evaluate_fill_mask.corpora(tmp_path)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 1 << 24])
+def test_counts_of_neighbours(data, monkeypatch, at_once):
+    store = TokenStore(data / "one" / "train")
+    size, window = len(TextEncoder.load(data / "one").dictionary), 3
+    monkeypatch.setattr(embeddings_from_counts, "AT_ONCE", at_once)
+    found = embeddings_from_counts.counts(store, size, window)
+    tokens = [int(token) for row in range(len(store)) for token in store[row]]
+    expected = np.zeros((size, size))
+    for i, left in enumerate(tokens):
+        for distance, right in enumerate(tokens[i + 1 : i + 1 + window], start=1):
+            expected[left, right] += 1 / distance
+            expected[right, left] += 1 / distance
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_network_begins_with_words_of_like_meaning(data, tmp_path):
+    made = run("embeddings_from_counts", data, tmp_path / "first", "--weights", "two=3")
+    assert " rows from " in made
+    bart = bart_hk.load(tmp_path / "first")
+    size = len(bart.text.dictionary)
+    assert bart.config == ARCHITECTURES["bart_mini"].replace(vocab_size=size)
+    table = np.asarray(bart.params["embed_tokens"]["embeddings"])
+    np.testing.assert_allclose(table[1:2], 0)  # <pad>
+    np.testing.assert_allclose(np.linalg.norm(np.delete(table, 1, 0), axis=1), 0.64, rtol=1e-5)
+    words = [ids for ids in bart.text.encode_batch([f" {word}" for word in WORDS]) if len(ids) == 1]
+    colours = [int(i) for (i,) in words]
+    others = np.setdiff1d(np.arange(bart.text.dictionary.nspecial, size), colours)
+    assert len(colours) > 3 and len(others) > 3
+    table = table / np.linalg.norm(table, axis=1, keepdims=True).clip(1e-9)
+    alike = (table[colours] @ table[colours].T)[np.triu_indices(len(colours), 1)]
+    assert alike.min() > (table[colours] @ table[others].T).max()
+
+
+def test_a_trained_table_takes_over_what_the_counts_say(data, tmp_path):
+    tool = functools.partial(run, "embeddings_from_counts", data)
+    tool(tmp_path / "trained", "--seed", 5)  # as good as any
+    before = bart_hk.load(tmp_path / "trained").params
+    turned = {name: dict(leaf) for name, leaf in before.items()}
+    table = np.asarray(before["embed_tokens"]["embeddings"])
+    rng = np.random.default_rng(0)
+    rotation = np.linalg.qr(rng.standard_normal((table.shape[1],) * 2))[0]
+    turned["embed_tokens"]["embeddings"] = (2 * table @ rotation).astype(np.float32)
+    bart = bart_hk.load(tmp_path / "trained")
+    bart.params = turned
+    bart.save(tmp_path / "turned")
+    for share in (0, 0.5, 1):
+        tool(tmp_path / "out", "--into", tmp_path / "turned", "--share", share)
+        after = bart_hk.load(tmp_path / "out").params
+        for name, leaf in after.items():
+            for key, value in leaf.items():
+                if name == "embed_tokens":
+                    # The same words in the same places: only turned, which is turned back.
+                    np.testing.assert_allclose(value, turned[name][key], atol=1e-4)
+                else:
+                    assert np.array_equal(value, before[name][key])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--weights", "three=2"], "--weights three=2: "),
+        (["--weights", "one=much"], "--weights one=much must be NAME=FACTOR"),
+        (["--share", "2"], "--share 2.0 must be in [0, 1]"),
+        (["--window", "0"], "--window 0 must be at least 1"),
+    ],
+)
+def test_mistakes_are_named(data, tmp_path, capsys, more, message):
+    with pytest.raises(SystemExit, match="2"):
+        embeddings_from_counts.main([str(data), str(tmp_path / "out"), *more])
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_stores_are_named(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        embeddings_from_counts.main([str(tmp_path), str(tmp_path / "out")])
+    assert "has no train.bin" in capsys.readouterr().err

@@ -12,6 +12,8 @@ from bart_hk.zoo import names
         ("bart.base", "bart.base"),
         ("bart.large.cnn", "bart.large.cnn"),
         ("bart_large_mnli", "bart.large.mnli"),
+        ("bart.mini", "bart.mini"),
+        ("bart_mini", "bart.mini"),
         ("bart-large", None),
         ("Bart.base", None),
         ("bart.large.cnn/", None),
@@ -66,6 +68,7 @@ def test_what_can_be_a_repository(text, expected):
         ("barthes", "moussaKam/barthez"),
         ("facebok/bart-large-xsum", "facebook/bart-large-xsum"),
         ("facebook/bart-large-cn", "facebook/bart-large-cnn"),
+        ("bart-mini", "bart.mini"),
     ],
 )
 def test_the_nearest_come_first(text, first):
@@ -87,7 +90,7 @@ def test_an_unknown_name_is_one_line_with_the_nearest(tmp_path, monkeypatch):
     assert "\n" not in message
     assert message.startswith("no model 'bart.large.cmn': there is no directory or file ")
     assert str(tmp_path / "bart.large.cmn") in message
-    assert "bart.base, bart.large, " in message  # every name is listed
+    assert "bart.mini, bart.base, bart.large, " in message  # every name is listed
     assert "did you mean bart.large.cnn, or facebook/bart-large-cnn" in message
 
 
