@@ -1,4 +1,4 @@
-"""Fills a mask with bart.mini, fine-tunes it on the shipped film reviews, measures and uses it.
+"""Fills masks with bart.mini; trains a BART from nothing on film reviews, measures and uses it.
 
     python tools/demo.py --text "a waste of time" --text "what a film!"
     python tools/demo.py --seeds 3        # the median accuracy of three runs

@@ -418,3 +418,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The command is not to blame for a full disk.
         return 1 if isinstance(error, OSError) and error.errno == errno.ENOSPC else 2
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

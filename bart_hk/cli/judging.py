@@ -91,7 +91,7 @@ def judge_head(
             f"--glue {glue.folder} has {'numbers' if glue.regression else 'classes'}, and the head "
             f"{name!r} gives {'numbers' if head.regression else 'classes'}"
         )
-    trained = bart.extras.get(READING, {}) if len(bart.heads) == 1 else {}
+    trained = as_trained(bart)
     layout: dict[str, Any] = {}
     if glue is not None:
         layout = {"header": glue.header, "skip_malformed": glue.skip_malformed}
@@ -137,6 +137,11 @@ def judge_head(
         separator = label_separator or trained.get("label_separator", ",")
         return _label_sets(examples, probabilities, names, separator)
     return _classes(examples, probabilities, names)
+
+
+def as_trained(bart: BARTHubInterface) -> dict[str, Any]:
+    """How the training file of a model's only head was read; nothing where that is not known."""
+    return bart.extras.get(READING, {}) if len(bart.heads) == 1 else {}
 
 
 def _known(examples: Examples, row: int, label: str, names: Sequence[str]) -> int:

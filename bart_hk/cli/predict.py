@@ -2,9 +2,10 @@
 
 A pair stands on one line with a tab between; so do a context and its options, and a question and
 its context; the words that a head tags have spaces between. A line of output has the label and its
-probability, where several may hold those above one half, the value, the tags, or the answer and its
-score; with --json an object. With --labels a head that tells entailment (bart.large.mnli's) ranks
-those. Lines are answered as they come.
+probability, where several may hold those above one half, the value (on the scale of the file that
+the head was trained on), the tags, or the answer and its score; with --json an object. With
+--labels a head that tells entailment (bart.large.mnli's) ranks those. Lines are answered as they
+come.
 
     echo "a fine film" | bart-hk-predict checkpoints
     bart-hk-predict bart.large.mnli --labels sport politics < news.txt
@@ -21,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from bart_hk.cli import commands
-from bart_hk.cli.judging import head_name
+from bart_hk.cli.judging import as_trained, head_name
 from bart_hk.cli.judging_parts import ANSWERING, SENTENCES, TASKS, answer_lines, task_of
 from bart_hk.hub import BARTHubInterface, load
 from bart_hk.hub.zero_shot import HYPOTHESIS, hypotheses
@@ -71,7 +72,8 @@ def answers(
             raise ValueError(f"{text[:60]!r}: a line is a text, or two with a tab between")
     found = bart.predict(arguments.head, bart.encode(items, truncate=True))
     if head.regression:
-        return [{"value": float(row[0])} for row in found]
+        scale = as_trained(bart).get("label_divisor", 1.0)
+        return [{"value": scale * float(row[0])} for row in found]
     labels = head.labels or [str(i) for i in range(head.module.num_classes)]
     of_rows = ((float(p) for p in row) for row in np.exp(np.asarray(found, np.float64)))
     ranked = [sorted(zip(labels, row, strict=True), key=_worse) for row in of_rows]

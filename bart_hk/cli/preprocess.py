@@ -188,3 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bart-hk-preprocess: {said}", file=sys.stderr)
         return 2
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

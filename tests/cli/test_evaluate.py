@@ -184,7 +184,7 @@ def test_texts(model, bart, here, capsys):
     assert [record["prediction"] for record in found] == written
 
 
-def test_a_file_is_read_as_the_training_file_was(here):
+def test_a_file_is_read_as_the_training_file_was(here, monkeypatch, capsys):
     """Of several columns with usual names those that were trained on; scores over the divisor."""
     one = BARTHubInterface(CONFIG, random_params(CONFIG, 0.3), ENCODER)
     one.register_classification_head("stars", regression=True)
@@ -199,6 +199,13 @@ def test_a_file_is_read_as_the_training_file_was(here):
     assert [r["prediction"] for r in judged.records] == pytest.approx(5 * values, abs=1e-4)
     errors = judged.metrics(np.arange(3))["mean squared error"]
     assert errors == pytest.approx(25 * np.mean((values - np.arange(3)) ** 2), rel=1e-4)
+    # So are the values that are printed.
+    one.save(here / "scores")
+    feed(monkeypatch, "".join(f"{note}\n" for note in notes).encode())
+    capsys.readouterr()
+    assert predict.main([str(here / "scores")]) == 0
+    printed = [float(line) for line in capsys.readouterr().out.split()]
+    assert printed == pytest.approx(5 * values, rel=1e-4)
     # A file with other columns is read by the usual names.
     (here / "dev.tsv").write_text("text\tlabel\nfilm\t1\n")
     assert judging.judge_head(one, "stars", here / "dev.tsv").records[0]["text"] == "film"

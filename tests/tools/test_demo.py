@@ -21,7 +21,11 @@ def test_it_trains_measures_loads_and_classifies(tmp_path):
     run = demo("--out", str(tmp_path), "--seeds", "2", "--text", "a $5 film", *tiny)
     assert run.returncode == 0, run.stderr
     lines = run.stdout.splitlines()
-    assert lines[0].startswith("$ bart-hk-train experiment=demo common.seed=1 ")
+    assert lines[0] == '>>> bart = bart_hk.load("bart.mini")'
+    filled = [line for line in lines if re.match(r" {4}0\.\d\d  ", line)]
+    assert len(filled) == 6 and "<mask>" not in "".join(filled)
+    (command,) = [line for line in lines if "common.seed=1 " in line]
+    assert command.startswith("$ bart-hk-train experiment=demo ")
     measured = re.findall(r"^seed (\d): (\d+\.\d\d) % of 1066 held-out reviews", run.stdout, re.M)
     assert [seed for seed, _ in measured] == ["1", "2"]
     assert all(40 < float(accuracy) < 60 for _, accuracy in measured)
