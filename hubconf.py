@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 
 dependencies = ["jax", "haiku", "safetensors", "tokenizers", "huggingface_hub", "filelock", "tqdm"]
 
+_SHIPPED = ("bart.mini", "bart.latent")
 _ABOUT = {
     "bart.mini": "a small one of this project's own, 4 + 4 layers, 10M parameters",
+    "bart.latent": "a Transformer-VAE of short sentences, 2 + 2 layers, 3M parameters",
     "bart.base": "pretrained, 6 + 6 layers, 140M parameters",
     "bart.large": "pretrained, 12 + 12 layers, 400M parameters",
     "bart.large.mnli": 'bart.large fine-tuned on MNLI, with the head "mnli"',
@@ -44,7 +46,7 @@ def _entry(name: str, about: str) -> Any:
     where = (
         "It travels in the package, and nothing is downloaded. Takes the arguments of\n"
         '    `bart_hk.load`, such as dtype="bfloat16" or device="cpu".'
-        if name == "bart.mini"
+        if name in _SHIPPED
         else "(Lewis et al. 2019) fairseq's archive is downloaded once, into the cache of\n"
         '    `bart_hk.load`, whose arguments it takes: dtype="bfloat16", device="cpu",\n'
         "    cache_dir=..., force_reload=True, local_files_only=True."

@@ -43,6 +43,7 @@ def test_entries_load_their_model(hubconf, monkeypatch):
 
 def test_entries_explain_themselves(hubconf):
     """torch.hub.help."""
+    assert hubconf._SHIPPED == SHIPPED
     texts = {name: getattr(hubconf, name).__doc__ for name in NAMES}
     for name, text in texts.items():
         assert text.startswith(f"{name}: ")

@@ -43,7 +43,7 @@ def locate(
         name_or_path: what to find, in this order:
             a folder, or a checkpoint (`.pt`, `.bin`, `.safetensors`), which are given back;
             an archive of a folder (`.tar.gz`, `.tar.bz2`, `.tar`, `.zip`), unpacked into the cache;
-            "bart.mini" (or "bart_mini"), which travels in the package;
+            "bart.mini" or "bart.latent" (or "bart_mini", ...), which travel in the package;
             one of `names.ARCHIVES`, such as "bart.large.cnn" (or "bart_large_cnn");
             an address (http, https) of an archive or a checkpoint; `#sha256=...` at its end is
             compared with what was downloaded;

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 
 # Models that travel in the package, in bart_hk/zoo/shipped.
-SHIPPED = ("bart.mini",)
+SHIPPED = ("bart.mini", "bart.latent")
 
 # fairseq's own archives (fairseq/models/bart/model.py, `hub_models`), over https.
 ARCHIVES = {

@@ -90,7 +90,7 @@ def test_an_unknown_name_is_one_line_with_the_nearest(tmp_path, monkeypatch):
     assert "\n" not in message
     assert message.startswith("no model 'bart.large.cmn': there is no directory or file ")
     assert str(tmp_path / "bart.large.cmn") in message
-    assert "bart.mini, bart.base, bart.large, " in message  # every name is listed
+    assert "bart.mini, bart.latent, bart.base, bart.large, " in message  # every name is listed
     assert "did you mean bart.large.cnn, or facebook/bart-large-cnn" in message
 
 

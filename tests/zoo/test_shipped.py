@@ -1,4 +1,4 @@
-"""bart.mini, which travels in the package: small, ready without a network, and of some use."""
+"""The models that travel in the package: small, ready without a network, and of some use."""
 
 import socket
 from pathlib import Path
@@ -34,7 +34,8 @@ def test_nothing_is_downloaded(monkeypatch, tmp_path):
 
     monkeypatch.setattr(socket, "socket", refuse)
     monkeypatch.setenv("BART_HK_CACHE", str(tmp_path / "cache"))
-    assert bart_hk.load("bart_mini").config == bart_hk.load("bart.mini").config
+    for name in names.SHIPPED:
+        assert bart_hk.load(name.replace(".", "_")).config == bart_hk.load(name).config
     assert not (tmp_path / "cache").exists()
 
 
@@ -68,3 +69,13 @@ def test_it_fills_masks_with_sense(bart, text, words):
     before = len(text.split("<mask>")[0].split())
     found = {filled.split()[before] for filled, _ in bart.fill_mask(text, topk=5, exact=True)}
     assert found & words
+
+
+def test_the_latent_one_gives_sentences_back_and_what_lies_between():
+    bart = bart_hk.load("bart.latent")
+    texts = ["Tom is a teacher.", "I want to go home.", "She is very happy."]
+    latents = bart.encode_latent(texts)
+    assert latents.shape == (3, 4, 32)
+    assert bart.decode_latent(latents) == texts
+    way = bart.interpolate(texts[0], texts[1], steps=7)
+    assert [way[0], way[-1]] == texts[:2] and len(set(way)) > 2
