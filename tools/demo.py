@@ -8,7 +8,6 @@ that of `bart.classify` on reviews that neither trained nor chose the model.
 """
 
 import argparse
-import math
 import shutil
 import statistics
 import subprocess
@@ -34,8 +33,8 @@ def fill_masks() -> None:
     print('>>> bart = bart_hk.load("bart.mini")')
     for text in MASKED:
         print(f">>> bart.fill_mask({text!r}, topk=3, exact=True)")
-        for filled, log_probability in bart.fill_mask(text, topk=3, exact=True):
-            print(f"    {math.exp(log_probability):.2f}  {filled}")
+        for filled, probability in bart.fill_mask(text, topk=3, exact=True):
+            print(f"    {probability:.2f}  {filled}")
 
 
 def train(overrides: list[str]) -> None:
