@@ -89,7 +89,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("target", nargs="?", help="default: the source")
     parser.add_argument("--layer", type=int, help="of which every head is drawn, from 0")
     parser.add_argument("-o", "--output", type=Path, default=Path("attention.png"))
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     bart = load(args.model)
     weights = bart.attention(args.source, args.target)
     source_labels = bart.token_labels(weights.src_tokens)

@@ -135,7 +135,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--method", default="slerp", choices=METHODS)
     parser.add_argument("--whole", action="store_true", help="one arc for all numbers of a latent")
     parser.add_argument("-o", "--output", type=Path, help="default: RUN_DIR/latent.png")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     if args.ends and len(args.ends) != 2:
         raise ValueError(f"{len(args.ends)} texts are given to go between; give two, or none")
     if args.limit < 3:

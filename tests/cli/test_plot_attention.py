@@ -50,6 +50,8 @@ def test_the_command(model, tmp_path, capsys):
     assert output.read_bytes().startswith(b"\x89PNG") and output.stat().st_size > 10_000
     assert capsys.readouterr().out == f"{output}\n"
     first = output.read_bytes()
+    plot.main(["attention", model, SOURCE, "-o", str(output), TARGET])  # in any order
+    assert output.read_bytes() == first
     plot.main(["attention", model, SOURCE, "-o", str(output), "--layer", "0"])
     assert output.read_bytes() != first
     for arguments, message in (

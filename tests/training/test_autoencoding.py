@@ -156,7 +156,7 @@ def test_the_picture(run, texts, tmp_path, capsys):
     assert output == str(run / "latent.png") and len(way) == 11
     first = (run / "latent.png").read_bytes()
     assert first.startswith(b"\x89PNG") and len(first) > 10_000
-    arguments = ["latent", str(run), TRAIN[0], TRAIN[1], "--texts", str(texts / "train.txt")]
+    arguments = ["latent", str(run), "--texts", str(texts / "train.txt"), TRAIN[0], TRAIN[1]]
     other = tmp_path / "a.png"
     plot.main([*arguments, "--steps", "5", "-o", str(other), "--whole"])
     *way, _ = capsys.readouterr().out.splitlines()
