@@ -14,12 +14,13 @@ out: words of like meaning are neighbours before the first update.
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from bart_hk.checkpoint.huggingface import write_model
-from bart_hk.config import ARCHITECTURES, architecture
+from bart_hk.config import ARCHITECTURES, BARTConfig, architecture
 from bart_hk.data.readers import DataError
 from bart_hk.data.store import TokenStore
 from bart_hk.hub.opening import open_model
@@ -108,6 +109,28 @@ def blend(
     return np.where(known[:, None], old_mean + lengths * unit(mixed), old)
 
 
+def network(given: argparse.Namespace, encoder: TextEncoder) -> tuple[BARTConfig, dict[str, Any]]:
+    """What the table goes into: a trained model, or one of random weights.
+
+    Raises:
+        DataError: it and the data's tokenizer do not belong together.
+    """
+    dictionary = encoder.dictionary
+    if given.into:
+        members, theirs = open_model(given.into)
+        if len(members) > 1 or theirs.dictionary.symbols != dictionary.symbols:
+            raise DataError(
+                f"--into {given.into} is no one model of the vocabulary of {given.data}"
+            )
+        config, params = members[0].config, members[0].params
+        return config, {name: dict(leaf) for name, leaf in params.items()}
+    config = architecture(given.model, vocab_size=len(dictionary))
+    ids = (config.bos_token_id, config.pad_token_id, config.eos_token_id)
+    if ids != (dictionary.bos(), dictionary.pad(), dictionary.eos()):
+        raise DataError(f"{given.data} does not number <s>, <pad>, </s> as {given.model}: {ids}")
+    return config, jax.device_get(BART(config).init(jax.random.key(given.seed)))
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("data", type=Path)
@@ -128,6 +151,10 @@ def main(arguments: list[str] | None = None) -> None:
         if not found:
             raise DataError(f"{given.data} has no train.bin: bart-hk-preprocess makes one")
         encoder = TextEncoder.load(find_tokenizer(str(given.data), found))
+        size = len(encoder.dictionary)
+        for store in found.values():
+            store.check_vocabulary(size, "the tokenizer")
+        config, params = network(given, encoder)
     except (DataError, FileNotFoundError, ValueError) as error:
         parser.error(str(error))
     weights = {}
@@ -139,26 +166,16 @@ def main(arguments: list[str] | None = None) -> None:
             weights[name] = float(factor)
         except ValueError:
             parser.error(f"--weights {weight} must be NAME=FACTOR")
-    size = len(encoder.dictionary)
     if size > LARGEST:
         parser.error(f"{given.data} has {size} tokens, and this counts pairs of at most {LARGEST}")
 
     counted = np.zeros((size, size), np.float32)
     for name, store in found.items():
-        store.check_vocabulary(size, "the tokenizer")
         counted += weights.get(name, 1.0) * counts(store, size, given.window)
     rng = np.random.default_rng(given.seed)
     often = counted.sum(1)
     known = often > 0
     known[: encoder.dictionary.nspecial] = False
-    if given.into:
-        (files,), _ = open_model(given.into)
-        config, params = files.config, {name: dict(leaf) for name, leaf in files.params.items()}
-        if config.vocab_size != size:
-            parser.error(f"--into {given.into} has {config.vocab_size} tokens, {given.data} {size}")
-    else:
-        config = architecture(given.model, vocab_size=size)
-        params = jax.device_get(BART(config).init(jax.random.key(given.seed)))
     rows = unit(factors(information(counted), config.encoder_embed_dim, rng))
     if given.into:
         old = np.asarray(params["embed_tokens"]["embeddings"], np.float32)

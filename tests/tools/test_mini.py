@@ -221,6 +221,8 @@ def test_a_trained_table_takes_over_what_the_counts_say(data, tmp_path):
         (["--weights", "one=much"], "--weights one=much must be NAME=FACTOR"),
         (["--share", "2"], "--share 2.0 must be in [0, 1]"),
         (["--window", "0"], "--window 0 must be at least 1"),
+        (["--into", "nowhere"], "no model 'nowhere'"),
+        (["--into", "bart.mini"], "--into bart.mini is no one model of the vocabulary of "),
     ],
 )
 def test_mistakes_are_named(data, tmp_path, capsys, more, message):
