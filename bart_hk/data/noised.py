@@ -68,8 +68,9 @@ class NoisedBlocks:
         """src_tokens int32 [B, S], prev_output_tokens and target int32 [B, T]: T is `length`, and
         S holds the longest source: 7/8 of T, which most often is enough, T, or a bucket above.
 
-        An encoder_only model predicts in place, what was replaced alone: src_tokens and target are
-        int32 [B, `length`], and the target is padding where the token stayed.
+        An encoder_only model predicts in place, what was replaced alone: src_tokens int32
+        [B, `length`]; places and target int32 [B, K], which positions those are and what was there.
+        K is a multiple of an eighth of `length`, for each is a program.
 
         Raises:
             DataError: insertions have made a source longer than the model's positions.
@@ -84,10 +85,14 @@ class NoisedBlocks:
             )
         pad = self._model.pad_token_id
         if "decoder" not in self._model.sides:
-            asked = [np.where(a == b, pad, b) for a, b in zip(sources, targets, strict=True)]
+            places = [np.flatnonzero(a != b) for a, b in zip(sources, targets, strict=True)]
+            asked = [row[at] for row, at in zip(targets, places, strict=True)]
+            step = max(length // 8, 1)
+            room = step * max(1, -(-max(map(len, asked)) // step))
             return {
                 "src_tokens": pad_rows(sources, pad, length, count),
-                "target": pad_rows(asked, pad, length, count),
+                "places": pad_rows(places, 0, room, count),
+                "target": pad_rows(asked, pad, room, count),
             }
         # fairseq's: the last token, </s> or the language, comes first.
         shifted = [np.concatenate([row[-1:], row[:-1]]) for row in targets]

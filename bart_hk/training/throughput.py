@@ -20,7 +20,12 @@ from bart_hk.config import BARTConfig
 _KNOWN = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 
-def training_flops(config: BARTConfig, source: np.ndarray, target: np.ndarray) -> int:
+def training_flops(
+    config: BARTConfig,
+    source: np.ndarray,
+    target: np.ndarray,
+    predicted: np.ndarray | None = None,
+) -> int:
     """FLOPs of one pass forward and back over rows of these lengths.
 
     Forward: twice the weights of every matrix that a token meets, and in attention 4 H K for every
@@ -29,6 +34,7 @@ def training_flops(config: BARTConfig, source: np.ndarray, target: np.ndarray) -
 
     Args:
         source, target: int [B], real tokens of each row; of a stack that there is.
+        predicted: int [B], how many of them have logits; by default all of the last stack.
     """
     width, rows = config.encoder_embed_dim, config.vocab_size
     encoder_heads, decoder_heads = map(config.attention_dim, ("encoder", "decoder"))
@@ -47,7 +53,9 @@ def training_flops(config: BARTConfig, source: np.ndarray, target: np.ndarray) -
     weights = encoder_layers * encoder * source.sum()
     weights += config.decoder_layers * (decoder * target.sum() + cross * read.sum())
     weights += 2 * width * size * (source > 0).sum()
-    weights += width * rows * (target if has_decoder else source).sum()
+    if predicted is None:
+        predicted = target if has_decoder else source
+    weights += width * rows * float(predicted.sum())
     pairs = encoder_heads * encoder_layers * (source**2).sum()
     pairs += decoder_heads * config.decoder_layers * ((target**2).sum() / 2 + (read * target).sum())
     return int(3 * (2 * weights + 4 * pairs))
@@ -61,7 +69,10 @@ def batch_costs(config: BARTConfig, batches: Sequence[dict[str, Any]]) -> dict[s
         names = [name for name in ("src_tokens", "prev_output_tokens") if name in batch]
         sides = [batch[name] for name in names]
         lengths = [(side != config.pad_token_id).sum(axis=1) for side in sides]
-        flops += training_flops(config, lengths[0], lengths[-1])
+        predicted = lengths[-1]
+        if "places" in batch:
+            predicted = (batch["target"] != config.pad_token_id).sum(axis=1)
+        flops += training_flops(config, lengths[0], lengths[-1], predicted)
         positions += sum(side.size for side in sides)
         real += int(sum(n.sum() for n in lengths))
     return {

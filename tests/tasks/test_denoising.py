@@ -95,6 +95,40 @@ def test_a_batch_asks_for_the_text_behind_the_noise(data):
     assert hidden > 10
 
 
+def test_an_encoder_alone_is_asked_in_place_for_what_was_replaced(data):
+    alone = MODEL.replace(flavour="encoder_only")
+    made = encoded(data, alone, noise="token_masking", mask_random=0.3)
+    rows = np.arange(10)
+    sources, targets = made.train.pairs(rows)
+    batch = made.train.batch(rows, 48, 12)
+    assert {name: array.dtype for name, array in batch.items()} == dict.fromkeys(
+        ("src_tokens", "places", "target"), np.int32
+    )
+    assert batch["src_tokens"].shape == (12, 48)
+    assert batch["places"].shape == batch["target"].shape == (12, 18)  # 0.3 x 48, then an eighth
+    assert (batch["target"][10:] == MODEL.pad_token_id).all()
+    whole = np.full((12, 48), MODEL.pad_token_id)
+    for row, (source, target) in enumerate(zip(sources, targets, strict=True)):
+        changed = np.flatnonzero(source != target)
+        count = (batch["target"][row] != MODEL.pad_token_id).sum()
+        assert batch["places"][row][:count].tolist() == changed.tolist() != []
+        assert batch["target"][row][:count].tolist() == target[changed].tolist()
+        whole[row, changed] = target[changed]
+    # The loss is what it is where every position has logits, and so is the gradient.
+    bart = BART(alone)
+    params = {"model": bart.init(jax.random.key(0))}
+
+    def loss(params, given):
+        return made.loss(bart, params, None, given)[0]
+
+    everywhere = {"src_tokens": batch["src_tokens"], "target": whole}
+    found = jax.jit(jax.value_and_grad(loss))(params, batch)
+    expected = jax.jit(jax.value_and_grad(loss))(params, everywhere)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected)
+    outputs = made.predict(bart, params, batch)
+    assert outputs["tokens"].sum() == (whole != MODEL.pad_token_id).sum()
+
+
 def test_documents_stay_apart(data):
     made = encoded(data, tokens_per_sample=64)
     documents = [d.replace("\n", "") for d in (data / "train.txt").read_text().split("\n\n")]

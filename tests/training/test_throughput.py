@@ -69,5 +69,16 @@ def test_padding_costs_nothing_and_is_counted():
     assert both == {name: costs[name] + more[name] for name in costs}
 
 
+def test_an_encoder_alone_projects_what_it_is_asked_for():
+    alone = CONFIG.replace(flavour="encoder_only")
+    whole = {"src_tokens": np.full((2, 8), 7)}
+    target = np.array([[7, 7, 7], [7, CONFIG.pad_token_id, CONFIG.pad_token_id]])
+    asked = whole | {"target": target, "places": np.zeros((2, 3), int)}
+    more, less = (throughput.batch_costs(alone, [batch]) for batch in (whole, asked))
+    saved = 3 * 2 * CONFIG.encoder_embed_dim * CONFIG.vocab_size * (16 - 4)
+    assert more["flops"] - less["flops"] == saved
+    assert (less["positions"], less["padding"]) == (16, 0)
+
+
 def test_the_peak_is_at_least_what_a_slow_machine_does():
     assert 1e8 < throughput.peak_flops(jnp.dtype("float32")) < 1e16
