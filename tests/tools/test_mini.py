@@ -1,6 +1,5 @@
 """What bart.mini is made of and measured with, on archives of a few lines."""
 
-import functools
 import io
 import json
 import random
@@ -18,9 +17,10 @@ from bart_hk.checkpoint.huggingface import write_model
 from bart_hk.cli.preprocess import main as preprocess
 from bart_hk.config import ARCHITECTURES, BARTConfig
 from bart_hk.data.store import TokenStore
+from bart_hk.model import BART
 from bart_hk.text import TextEncoder
 from tests.parameters import random_params
-from tools import embeddings_from_counts, evaluate_fill_mask, mini_texts
+from tools import evaluate_fill_mask, initial_weights, mini_texts
 
 BOOK = "# Title: A Book\n\n## Author: Nobody\n\n## Year: 1900\n\n-------\n## One\n\nIt _was_ so.\n"
 SUBJECTS = ("the cat", "a dog", "my aunt", "the old king", "every child")
@@ -161,8 +161,8 @@ def test_data_without_held_out_documents(tmp_path):
 def test_counts_of_neighbours(data, monkeypatch, at_once):
     store = TokenStore(data / "one" / "train")
     size, window = len(TextEncoder.load(data / "one").dictionary), 3
-    monkeypatch.setattr(embeddings_from_counts, "AT_ONCE", at_once)
-    found = embeddings_from_counts.counts(store, size, window)
+    monkeypatch.setattr(initial_weights, "AT_ONCE", at_once)
+    found = initial_weights.counts(store, size, window)
     tokens = [int(token) for row in range(len(store)) for token in store[row]]
     expected = np.zeros((size, size))
     for i, left in enumerate(tokens):
@@ -172,10 +172,15 @@ def test_counts_of_neighbours(data, monkeypatch, at_once):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_a_network_begins_with_words_of_like_meaning(data, tmp_path):
-    made = run("embeddings_from_counts", data, tmp_path / "first", "--weights", "two=3")
-    assert " rows from " in made
-    bart = bart_hk.load(tmp_path / "first")
+@pytest.fixture(scope="module")
+def begun(data, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("begun")
+    assert " parameters" in run("initial_weights", data, folder / "model", "--weights", "two=3")
+    return folder / "model"
+
+
+def test_a_network_begins_with_words_of_like_meaning(begun):
+    bart = bart_hk.load(begun)
     size = len(bart.text.dictionary)
     assert bart.config == ARCHITECTURES["bart_mini"].replace(vocab_size=size)
     table = np.asarray(bart.params["embed_tokens"]["embeddings"])
@@ -190,28 +195,48 @@ def test_a_network_begins_with_words_of_like_meaning(data, tmp_path):
     assert alike.min() > (table[colours] @ table[others].T).max()
 
 
-def test_a_trained_table_takes_over_what_the_counts_say(data, tmp_path):
-    tool = functools.partial(run, "embeddings_from_counts", data)
-    tool(tmp_path / "trained", "--seed", 5)  # as good as any
-    before = bart_hk.load(tmp_path / "trained").params
-    turned = {name: dict(leaf) for name, leaf in before.items()}
-    table = np.asarray(before["embed_tokens"]["embeddings"])
-    rng = np.random.default_rng(0)
-    rotation = np.linalg.qr(rng.standard_normal((table.shape[1],) * 2))[0]
-    turned["embed_tokens"]["embeddings"] = (2 * table @ rotation).astype(np.float32)
-    bart = bart_hk.load(tmp_path / "trained")
-    bart.params = turned
-    bart.save(tmp_path / "turned")
-    for share in (0, 0.5, 1):
-        tool(tmp_path / "out", "--into", tmp_path / "turned", "--share", share)
-        after = bart_hk.load(tmp_path / "out").params
-        for name, leaf in after.items():
-            for key, value in leaf.items():
-                if name == "embed_tokens":
-                    # The same words in the same places: only turned, which is turned back.
-                    np.testing.assert_allclose(value, turned[name][key], atol=1e-4)
-                else:
-                    assert np.array_equal(value, before[name][key])
+@pytest.mark.parametrize("distance", [-3, -1, 0, 2])
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_look_is_at_one_distance(distance, wide):
+    places = initial_weights.sinusoids(60, 256, offset=2)
+    queries, keys = initial_weights.looking(distance, wide, 256, 64)
+    scores = (places @ queries) @ (places @ keys).T
+    middle = np.arange(5, 55)
+    assert (scores[middle].argmax(-1) == middle + distance).all()
+
+
+def test_its_heads_look_to_their_sides(begun):
+    bart = bart_hk.load(begun)
+    config = bart.config.replace(vocab_size=400)
+    rows = initial_weights.SPREAD * np.random.default_rng(0).standard_normal((400, 256), np.float32)
+    params = initial_weights.network(config, rows, seed=1)
+    source = np.arange(100, 150)[None]
+    model = BART(config)
+    encoded = model.encode(params, source, return_attention=True)
+    decoded = model.decode(params, source, encoded, return_attention=True)
+    middle = np.arange(5, 45)
+
+    def looks(weights, head: int, distance: int) -> float:
+        return float(weights[0, head, middle, middle + distance].mean())
+
+    for head, distance in enumerate((-1, 1, -2, 2)):
+        weights = encoded.attentions[0]
+        assert looks(weights, head, distance) > 3 * looks(weights, head, -distance)
+    for head, distance in enumerate((-1, -2)):
+        assert looks(decoded.self_attentions[0], head, distance) > 0.1  # 1 of 25, without a look
+
+
+def test_a_trained_encoder_gets_a_decoder(data, begun, tmp_path):
+    run("initial_weights", data, tmp_path / "alone", "--flavour", "encoder_only", "--seed", 7)
+    alone = bart_hk.load(tmp_path / "alone")
+    assert alone.config.sides == ("encoder",)
+    run("initial_weights", data, tmp_path / "both", "--encoder", tmp_path / "alone")
+    both, fresh = (bart_hk.load(path).params for path in (tmp_path / "both", begun))
+    assert both.keys() == fresh.keys()
+    for path, leaf in both.items():
+        for name, value in leaf.items():
+            expected = alone.params if path in alone.params else fresh
+            assert np.array_equal(value, expected[path][name]), path
 
 
 @pytest.mark.parametrize(
@@ -219,20 +244,21 @@ def test_a_trained_table_takes_over_what_the_counts_say(data, tmp_path):
     [
         (["--weights", "three=2"], "--weights three=2: "),
         (["--weights", "one=much"], "--weights one=much must be NAME=FACTOR"),
-        (["--share", "2"], "--share 2.0 must be in [0, 1]"),
         (["--window", "0"], "--window 0 must be at least 1"),
-        (["--into", "nowhere"], "no model 'nowhere'"),
-        (["--into", "bart.mini"], "--into bart.mini is no one model of the vocabulary of "),
+        (["--encoder", "nowhere"], "no model 'nowhere'"),
+        (["--encoder", "bart.mini"], "--encoder bart.mini is no one model of the data's vocab"),
+        (["--encoder", "BEGUN", "--model", "bart_base"], "not the shape of --model's encoder"),
     ],
 )
-def test_mistakes_are_named(data, tmp_path, capsys, more, message):
+def test_mistakes_are_named(data, begun, tmp_path, capsys, more, message):
+    more = [str(begun) if part == "BEGUN" else part for part in more]
     with pytest.raises(SystemExit, match="2"):
-        embeddings_from_counts.main([str(data), str(tmp_path / "out"), *more])
+        initial_weights.main([str(data), str(tmp_path / "out"), *more])
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
 
 
 def test_no_stores_are_named(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
-        embeddings_from_counts.main([str(tmp_path), str(tmp_path / "out")])
+        initial_weights.main([str(tmp_path), str(tmp_path / "out")])
     assert "has no train.bin" in capsys.readouterr().err
