@@ -79,6 +79,12 @@ def start(config: TrainConfig, task: Task, key: jax.Array) -> Start:
         if len(members) > 1:
             raise ConfigError(f"checkpoint.restore_file={restore} names {len(members)} models")
         (files,) = members
+        asked, there = config.model.flavour, files.config.flavour
+        if asked not in (there, BARTConfig.flavour):
+            raise ConfigError(
+                f"model.flavour={asked}, and checkpoint.restore_file={restore} is {there}: a "
+                "restored model keeps its flavour; leave it out"
+            )
         encoder = task.text_encoder(encoder)
         config_of = files.config.replace(**rates)
         if not config_of.n_latent_tokens:  # a bottleneck can be put into any model

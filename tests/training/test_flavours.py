@@ -136,3 +136,9 @@ def test_a_restored_model_keeps_its_flavour(writer, tmp_path):
     run["checkpoint"]["restore_file"] = str(writer / "run")
     with pytest.raises(ConfigError, match="run is decoder_only: take another model"):
         train(run)
+    other = config_of(tmp_path / "run", "encoder_only", task)
+    other["checkpoint"]["restore_file"] = str(writer / "run")
+    with pytest.raises(
+        ConfigError, match="encoder_only, and .* is decoder_only: a restored"
+    ):
+        train(other)
