@@ -138,7 +138,5 @@ def test_a_restored_model_keeps_its_flavour(writer, tmp_path):
         train(run)
     other = config_of(tmp_path / "run", "encoder_only", task)
     other["checkpoint"]["restore_file"] = str(writer / "run")
-    with pytest.raises(
-        ConfigError, match="encoder_only, and .* is decoder_only: a restored"
-    ):
+    with pytest.raises(ConfigError, match="encoder_only, and .* is decoder_only: a restored"):
         train(other)
