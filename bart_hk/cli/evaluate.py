@@ -2,14 +2,15 @@
 
 With a head the data are what its task was trained on: a table of texts and labels, of contexts and
 options, words with their tags (CoNLL or JSON lines), or questions in SQuAD's format. Without one,
-or with --texts, they are a table of sources and targets, or NAME.source with NAME.target beside it,
-and the model writes texts. In OUTPUT it leaves metrics.json, predictions.jsonl, worst.jsonl and, of
-classes, confusion.png.
+or with --texts, they are a table of sources and targets, or lines with --targets (NAME.source has
+NAME.target beside it), and the model writes texts. In OUTPUT it leaves metrics.json,
+predictions.jsonl, worst.jsonl and, of classes, confusion.png.
 
     bart-hk-evaluate checkpoints dev.tsv
     bart-hk-evaluate checkpoints GLUE/RTE/dev.tsv --glue rte
     bart-hk-evaluate tagger dev.conll
     bart-hk-evaluate bart.large.cnn test.jsonl --preset cnn --output cnn
+    bart-hk-evaluate translator test.en --targets test.de
 """
 
 import argparse
@@ -48,7 +49,7 @@ _FLAGS = {
     RANKING: ("task", "label_column", "context_column", "option_columns", "first_label"),
     TAGGING: ("task", "label_column", "word_column"),
     ANSWERING: ("task",),
-    _TEXTS: ("texts", "source_column", "target_column", "metrics", "preset", *_SEARCH),
+    _TEXTS: ("texts", "targets", "source_column", "target_column", "metrics", "preset", *_SEARCH),
 }
 
 
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     heads.add_argument("--word-column", type=int, help="of words and tags (default 0)")
     texts = parser.add_argument_group("texts")
     texts.add_argument("--texts", action="store_true", help="write texts, though there is a head")
+    texts.add_argument("--targets", type=Path, metavar="FILE", help="of DATA's lines, no table")
     texts.add_argument("--source-column", metavar="NAME")
     texts.add_argument("--target-column", metavar="NAME")
     texts.add_argument("--metrics", nargs="+", choices=text_metrics.NAMES, help="(default: all)")
@@ -96,9 +98,10 @@ def evaluate(arguments: argparse.Namespace) -> list[str]:
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output {output} is a file; name a folder")
     _options(arguments)  # are well, before anything is loaded
-    if not arguments.data.is_file():
-        what = "is a folder; name a file" if arguments.data.is_dir() else "does not exist"
-        raise ValueError(f"{arguments.data} {what}")
+    for path in filter(None, (arguments.data, arguments.targets)):
+        if not path.is_file():
+            what = "is a folder; name a file" if path.is_dir() else "does not exist"
+            raise ValueError(f"{path} {what}")
     bart = load(arguments.model, dtype=arguments.dtype)
     judged = _judged(bart, arguments, glue, _options(arguments, bart))
     commands.report_cut_rows(bart)
@@ -152,6 +155,7 @@ def _judged(
             arguments.metrics or text_metrics.NAMES,
             source_column=arguments.source_column,
             target_column=arguments.target_column,
+            targets_file=arguments.targets,
         )
     if task == RANKING:
         columns = SentenceRankingConfig(

@@ -228,6 +228,7 @@ def judge_texts(
     *,
     source_column: str | None = None,
     target_column: str | None = None,
+    targets_file: Path | None = None,
 ) -> Judged:
     """Of what the model writes for sources, compared with their targets.
 
@@ -237,7 +238,7 @@ def judge_texts(
     """
     TextMetrics(names)  # what is missing is missed before the work is done
     config = PairsConfig(source_column=source_column, target_column=target_column)
-    pairs = read_pairs(path, config)
+    pairs = read_pairs(path, config, targets_file)
     sources, targets = _texts(pairs)
     beam = int(options.get("beam", bart.extras.get("generation", {}).get("beam", 5)))
     rest = {key: value for key, value in options.items() if key != "beam"}

@@ -11,7 +11,7 @@ from typing import Any
 
 from bart_hk.data.readers import DataError, Examples, read_lines
 from bart_hk.data.store import TokenStore, store_exists
-from bart_hk.tasks.files import VALID_NAMES
+from bart_hk.tasks.files import VALID_NAMES, find_table
 from bart_hk.text import Dictionary, TextEncoder
 
 
@@ -24,12 +24,17 @@ def splits(folder: Path) -> tuple[Path, Path | None]:
     """FOLDER/train and FOLDER/valid, which `read_binarised` takes.
 
     Raises:
-        DataError: there is no train.
+        DataError: there is no train, or a table, too.
     """
     if not store_exists(folder / "input0" / "train"):
         raise DataError(
             f"task.data={folder} has no input0/train.bin and train.idx; fairseq-preprocess makes "
             "them"
+        )
+    if table := find_table(folder, ("train",)):
+        raise DataError(
+            f"task.data={folder} has {table.name} and input0; name the file to learn from in "
+            "task.train, or move it elsewhere"
         )
     there = (name for name in VALID_NAMES if store_exists(folder / "input0" / name))
     valid = next(there, None)

@@ -123,12 +123,18 @@ def _read_splits(config: PairsConfig) -> Splits:
         for path in folder.glob("train.*-*.*.idx")
         if (match := re.fullmatch(r"train\.(.+)-(.+)\.\1\.idx", path.name))
     )
+    table = files.find_table(folder, ("train",))
     if stores:
         pair = _chosen(folder, stores, given)
+        if table is not None and not given:
+            raise DataError(
+                f"task.data={folder} has {table.name} and stores of {'-'.join(pair)}; name the "
+                "file to learn from in task.train, or the languages with task.source_lang and "
+                "task.target_lang"
+            )
         return Splits(*_both(folder, ".idx", lambda p: _stores(p, pair), pair), pair, True)
     pair = given or ("source", "target")
     texts = (folder / f"train.{pair[0]}").is_file()
-    table = files.find_table(folder, ("train",))
     if table is not None and texts and not given:
         raise DataError(
             f"task.data={folder} has {table.name} and train.{pair[0]}; name the file to learn from "
@@ -204,7 +210,12 @@ def _stores(prefix: Path, pair: tuple[str, str]) -> Pairs:
 
 def _lines_of(prefix: Path, pair: tuple[str, str]) -> Pairs:
     """PREFIX.en and PREFIX.de."""
-    paths = tuple(Path(f"{prefix}.{language}") for language in pair)
+    source, target = (Path(f"{prefix}.{language}") for language in pair)
+    return _lines_of_files(source, target)
+
+
+def _lines_of_files(*paths: Path) -> Pairs:
+    """Sources and targets, a text on every line."""
     sources, targets = (read_lines(path) for path in paths)
     if len(sources) != len(targets):
         raise DataError(
@@ -223,17 +234,20 @@ def _lines_of(prefix: Path, pair: tuple[str, str]) -> Pairs:
     return Pairs(str(paths[0]), paths, sources, [[text] for text in targets], lines)
 
 
-def read_pairs(path: Path, config: PairsConfig) -> Pairs:
-    """A table; or NAME.source, a text on every line, with NAME.target beside it.
+def read_pairs(path: Path, config: PairsConfig, targets: Path | None = None) -> Pairs:
+    """A table; or a text on every line, and their targets in another file: NAME.target beside
+    NAME.source, if none is given.
 
     Raises:
         DataError: as `read_splits`.
     """
-    if path.suffix != ".source":
+    if targets is None and path.suffix == ".source":
+        targets = path.with_suffix(".target")
+    if targets is None:
         return read_table_of_pairs(path, config)
     if config.source_column or config.target_column:
         raise DataError(f"{path} is no table: leave out task.source_column and task.target_column")
-    return _lines_of(path.with_suffix(""), ("source", "target"))
+    return _lines_of_files(path, targets)
 
 
 def read_table_of_pairs(path: Path, config: PairsConfig) -> Pairs:

@@ -182,6 +182,11 @@ def test_texts(model, bart, here, capsys):
     run(capsys, model, here / "lines.source", "--texts", *options, "--metrics", "bleu")
     found = read(here / "evaluation-lines" / "predictions.jsonl")
     assert [record["prediction"] for record in found] == written
+    for end, name in (("en", "source"), ("de", "target")):
+        (here / f"test.{end}").write_text((here / f"lines.{name}").read_text())
+    files = (here / "test.en", "--targets", here / "test.de")
+    run(capsys, model, *files, "--texts", *options, "--metrics", "bleu", "--output", here / "two")
+    assert read(here / "two" / "predictions.jsonl") == found
 
 
 def test_a_file_is_read_as_the_training_file_was(here, monkeypatch, capsys):

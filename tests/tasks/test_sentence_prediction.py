@@ -386,6 +386,9 @@ def test_fairseqs_binarised_folders_give_the_rows_of_the_table(tmp_path):
     binarise(folder, pairs, ["yes"])
     with pytest.raises(DataError, match="input0/train has 2 rows and label/train 1; binarise them"):
         make(tmp_path, train=None, data=str(folder))
+    (folder / "train.tsv").write_text("sentence\tlabel\naa\tyes\n")
+    with pytest.raises(DataError, match="has train.tsv and input0; name the file to learn from in"):
+        make(tmp_path, train=None, data=str(folder))
     numbers = tmp_path / "numbers"
     binarise(numbers, pairs, [0.5, 0.25], numbers=True)
     with pytest.raises(DataError, match="has no label/dict.txt; for numbers set criterion.regre"):

@@ -270,6 +270,9 @@ def test_bad_files(tmp_path):
         writer.finish()
     with pytest.raises(DataError, match=r"train.en-de.en has 2 rows and .*train.en-de.de 1; they"):
         make(tmp_path, None, data=str(stores))
+    (stores / "train.tsv").write_text(TABLE)
+    with pytest.raises(DataError, match=r"has train.tsv and stores of en-de; name the file to"):
+        make(tmp_path, None, data=str(stores))
 
 
 def test_what_is_no_text_in_json(tmp_path):
