@@ -11,15 +11,12 @@ here, in a minute:
   positive pointwise mutual information, is factorised to the model's width (Levy, Goldberg and
   Dagan 2015, section 3: contexts smoothed by the power 3/4, eigenvalues by 1/2).
 - Positions are sines and cosines (Vaswani et al. 2017, 3.5; the table is trained on), and most
-  heads look at neighbours: to the left and right in the encoder, back in the decoder, and from the
-  decoder to the same place of the source. A product of queries and keys that is near an identity
-  does that, as it is in networks after training (Trockman and Kolter 2023, "Mimetic initialization
-  of self-attention layers").
-- Matrices have the spread 1 / sqrt(width). BERT's 0.02 is nearly that of its width of 768; at 256
-  every layer would begin as next to nothing.
-
-`--flavour encoder_only` makes the encoder alone, for masked language modelling, which costs a third
-of denoising; `--encoder TRAINED` then puts it, and its table, into a whole BART.
+  heads look at their neighbours: to both sides in the encoder, back in the decoder, and from the
+  decoder to the same place of the source. Queries and keys whose product is near an identity do
+  that, as in networks that have been trained (Trockman and Kolter 2023, "Mimetic initialization of
+  self-attention layers").
+- What layers read with has the spread 1 / sqrt(width), of which BART's 0.02 is a third here; what
+  they write with stays near 0, so that all of this reaches the last layer.
 """
 
 import argparse
@@ -30,11 +27,10 @@ import jax
 import numpy as np
 
 from bart_hk.checkpoint.huggingface import write_model
-from bart_hk.checkpoint.tree import Params, parameter_shapes
-from bart_hk.config import ARCHITECTURES, BARTConfig, Flavour, architecture
+from bart_hk.checkpoint.tree import Params
+from bart_hk.config import ARCHITECTURES, BARTConfig, architecture
 from bart_hk.data.readers import DataError
 from bart_hk.data.store import TokenStore
-from bart_hk.hub.opening import open_model
 from bart_hk.model import BART
 from bart_hk.tasks.denoising import find_tokenizer, open_stores
 from bart_hk.text import TextEncoder
@@ -126,14 +122,14 @@ def embeddings(
     return (rows * SPREAD * np.sqrt(width)).astype(np.float32)
 
 
-def network_config(name: str, flavour: Flavour, text: TextEncoder, data: Path) -> BARTConfig:
+def network_config(name: str, text: TextEncoder, data: Path) -> BARTConfig:
     """The named architecture over the data's vocabulary.
 
     Raises:
         DataError: this cannot be done for it.
     """
     dictionary = text.dictionary
-    config = architecture(name, vocab_size=len(dictionary), flavour=flavour)
+    config = architecture(name, vocab_size=len(dictionary))
     ids = (config.bos_token_id, config.pad_token_id, config.eos_token_id)
     if ids != (dictionary.bos(), dictionary.pad(), dictionary.eos()):
         raise DataError(f"{data} does not number <s>, <pad>, </s> as {name}: {ids}")
@@ -144,28 +140,10 @@ def network_config(name: str, flavour: Flavour, text: TextEncoder, data: Path) -
     return config
 
 
-def encoder_of(trained: str, config: BARTConfig, text: TextEncoder) -> Params:
-    """The encoder and the table of a trained model.
-
-    Raises:
-        DataError: they do not fit `config` and the data's tokenizer.
-    """
-    members, theirs = open_model(trained)
-    if len(members) > 1 or theirs.dictionary.symbols != text.dictionary.symbols:
-        raise DataError(f"--encoder {trained} is no one model of the data's vocabulary")
-    shapes = parameter_shapes(config.replace(flavour=Flavour.encoder_only))
-    found = {path: members[0].params.get(path, {}) for path in shapes}
-    if shapes != {path: {n: a.shape for n, a in leaf.items()} for path, leaf in found.items()}:
-        raise DataError(f"--encoder {trained} has not the shape of --model's encoder")
-    return {
-        path: {n: np.array(a, np.float32) for n, a in leaf.items()} for path, leaf in found.items()
-    }
-
-
 def spread(params: Params, width: int) -> None:
-    """Makes the layers' matrices those of a network of this width."""
+    """Widens what layers read with, and leaves what they write with as it is."""
     for path, leaf in params.items():
-        if "/layers_" in path and "w" in leaf:
+        if "/layers_" in path and path.endswith(("q_proj", "k_proj", "v_proj", "fc1")):
             leaf["w"] = leaf["w"] / (INIT_STD * np.sqrt(width))
 
 
@@ -237,9 +215,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", default="bart_mini", choices=sorted(ARCHITECTURES))
     parser.add_argument("--weights", nargs="*", default=[], metavar="NAME=FACTOR")
     parser.add_argument("--window", type=int, default=5, help="tokens to each side")
-    whole, alone = Flavour.encoder_decoder.value, Flavour.encoder_only.value
-    parser.add_argument("--flavour", default=whole, choices=[whole, alone])
-    parser.add_argument("--encoder", metavar="TRAINED", help="a model whose encoder is taken over")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args(arguments)
     if given.window < 1:
@@ -249,8 +224,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not stores:
             raise DataError(f"{given.data} has no train.bin: bart-hk-preprocess makes one")
         text = TextEncoder.load(find_tokenizer(str(given.data), stores))
-        config = network_config(given.model, Flavour(given.flavour), text, given.data)
-        trained = encoder_of(given.encoder, config, text) if given.encoder else {}
+        config = network_config(given.model, text, given.data)
         for store in stores.values():
             store.check_vocabulary(config.vocab_size, "the tokenizer")
     except (DataError, FileNotFoundError, ValueError) as error:
@@ -265,12 +239,9 @@ def main(arguments: list[str] | None = None) -> None:
         except ValueError:
             parser.error(f"--weights {weight} must be NAME=FACTOR")
 
-    if trained:
-        params = network(config, trained["embed_tokens"]["embeddings"], given.seed) | trained
-    else:
-        rng = np.random.default_rng(given.seed)
-        rows = embeddings(stores, weights, text, given.window, config.encoder_embed_dim, rng)
-        params = network(config, rows, given.seed)
+    rng = np.random.default_rng(given.seed)
+    rows = embeddings(stores, weights, text, given.window, config.encoder_embed_dim, rng)
+    params = network(config, rows, given.seed)
     write_model(given.output, config, params, also=text.save)
     count = sum(int(a.size) for leaf in params.values() for a in leaf.values())
     print(f"{given.output}: {count:,} parameters")

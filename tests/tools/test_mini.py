@@ -224,19 +224,8 @@ def test_its_heads_look_to_their_sides(begun):
         assert looks(weights, head, distance) > 3 * looks(weights, head, -distance)
     for head, distance in enumerate((-1, -2)):
         assert looks(decoded.self_attentions[0], head, distance) > 0.1  # 1 of 25, without a look
-
-
-def test_a_trained_encoder_gets_a_decoder(data, begun, tmp_path):
-    run("initial_weights", data, tmp_path / "alone", "--flavour", "encoder_only", "--seed", 7)
-    alone = bart_hk.load(tmp_path / "alone")
-    assert alone.config.sides == ("encoder",)
-    run("initial_weights", data, tmp_path / "both", "--encoder", tmp_path / "alone")
-    both, fresh = (bart_hk.load(path).params for path in (tmp_path / "both", begun))
-    assert both.keys() == fresh.keys()
-    for path, leaf in both.items():
-        for name, value in leaf.items():
-            expected = alone.params if path in alone.params else fresh
-            assert np.array_equal(value, expected[path][name]), path
+    for weights in decoded.cross_attentions:  # in all layers
+        assert looks(weights, 0, 0) + looks(weights, 0, -1) + looks(weights, 0, 1) > 0.3
 
 
 @pytest.mark.parametrize(
@@ -245,13 +234,9 @@ def test_a_trained_encoder_gets_a_decoder(data, begun, tmp_path):
         (["--weights", "three=2"], "--weights three=2: "),
         (["--weights", "one=much"], "--weights one=much must be NAME=FACTOR"),
         (["--window", "0"], "--window 0 must be at least 1"),
-        (["--encoder", "nowhere"], "no model 'nowhere'"),
-        (["--encoder", "bart.mini"], "--encoder bart.mini is no one model of the data's vocab"),
-        (["--encoder", "BEGUN", "--model", "bart_base"], "not the shape of --model's encoder"),
     ],
 )
-def test_mistakes_are_named(data, begun, tmp_path, capsys, more, message):
-    more = [str(begun) if part == "BEGUN" else part for part in more]
+def test_mistakes_are_named(data, tmp_path, capsys, more, message):
     with pytest.raises(SystemExit, match="2"):
         initial_weights.main([str(data), str(tmp_path / "out"), *more])
     assert message in capsys.readouterr().err.splitlines()[-1]
