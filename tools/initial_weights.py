@@ -44,8 +44,9 @@ FASTEST, SLOWEST = 2.0, 1e-3  # radians a position; the slowest as a share of th
 SHARPNESS = 1.2
 
 # (how far on, whether wide) of the first heads; the others stay random.
-FIRST_LOOKS = ((-1, False), (1, False), (-2, False), (2, False))
-LOOKS = {
+Looks = tuple[tuple[int, bool], ...]
+FIRST_LOOKS: Looks = ((-1, False), (1, False), (-2, False), (2, False))
+LOOKS: dict[tuple[str, str], Looks] = {
     ("encoder", "self_attn"): ((-1, False), (1, False), (0, True)),
     ("decoder", "self_attn"): ((-1, False), (-2, False), (-3, True)),
     ("decoder", "encoder_attn"): ((0, False), (0, True), (1, False)),
@@ -202,7 +203,8 @@ def network(config: BARTConfig, rows: np.ndarray, seed: int) -> Params:
     params["embed_tokens"]["embeddings"] = rows
     for stack in config.sides:
         if table := params.get(f"{stack}/embed_positions"):
-            table["embeddings"] = sinusoids(*table["embeddings"].shape, config.position_offset)
+            places, width = table["embeddings"].shape
+            table["embeddings"] = sinusoids(places, width, config.position_offset)
     spread(params, config.encoder_embed_dim)
     look_around(params, config)
     return params

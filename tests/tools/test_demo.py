@@ -18,6 +18,7 @@ def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_it_trains_measures_loads_and_classifies(tmp_path):
     tiny = ["model.encoder_embed_dim=8", "model.encoder_ffn_embed_dim=8", "task.vocab_size=300"]
     tiny += ["model.decoder_ffn_embed_dim=8", "optimization.max_update=2"]
+    tiny += ["checkpoint.restore_file=null"]
     run = demo("--out", str(tmp_path), "--seeds", "2", "--text", "a $5 film", *tiny)
     assert run.returncode == 0, run.stderr
     lines = run.stdout.splitlines()
@@ -25,7 +26,7 @@ def test_it_trains_measures_loads_and_classifies(tmp_path):
     filled = [line for line in lines if re.match(r" {4}0\.\d\d  ", line)]
     assert len(filled) == 6 and "<mask>" not in "".join(filled)
     (command,) = [line for line in lines if "common.seed=1 " in line]
-    assert command.startswith("$ bart-hk-train experiment=demo ")
+    assert command.startswith("$ bart-hk-train experiment=mini/polarity ")
     measured = re.findall(r"^seed (\d): (\d+\.\d\d) % of 1066 held-out reviews", run.stdout, re.M)
     assert [seed for seed, _ in measured] == ["1", "2"]
     assert all(40 < float(accuracy) < 60 for _, accuracy in measured)
