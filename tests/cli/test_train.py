@@ -137,7 +137,7 @@ def test_experiments_are_whole_configs(data, monkeypatch, capsys, name):
         ("modle=bart_base", "there is no modle; did you mean model?"),
         ("model=bart_huge", "model=bart_huge is not one of bart_large, bart_base, "),
         ("optimizer=sgd", "optimizer=sgd is not one of adam"),
-        ("experiment=nothing", "experiment=nothing is not one of char_lm, cnn_dm, demo, glue/cola"),
+        ("experiment=nothing", "experiment=nothing is not one of char_lm, cnn_dm, glue/cola"),
         ("dataset.batch_size=many", "dataset.batch_size: Value 'many' of type 'str' could not"),
         ("dataset.batch_size=0", "dataset.batch_size=0 must be at least 1"),
         ("dataset.batch_size=null", "set dataset.batch_size or dataset.max_tokens"),
