@@ -1,11 +1,7 @@
-"""What a process that computes is given: jax's persistent compilation cache, so that a second one
-compiles nothing again, and memory that stays its own between the updates of a training.
-"""
+"""jax's persistent compilation cache, on by default: a second process compiles nothing again."""
 
-import ctypes
 import functools
 import os
-import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -41,21 +37,3 @@ def use_persistent_cache() -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     # jax's default of one second keeps nothing of a small model.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
-# Source: glibc malloc/malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-
-
-@functools.cache
-def keep_freed_memory() -> None:
-    """Has glibc keep what an update frees for the next one; elsewhere nothing happens.
-
-    XLA asks for its buffers anew in every update. Large ones malloc would take from the system and
-    give back, and the system clears every page of them each time.
-    """
-    if sys.platform != "linux":
-        return
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # musl has none
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

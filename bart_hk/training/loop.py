@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from bart_hk.checkpoint import files
 from bart_hk.checkpoint.huggingface import write_model
-from bart_hk.compilation import keep_freed_memory, use_persistent_cache
+from bart_hk.compilation import use_persistent_cache
 from bart_hk.tasks import Tree
 from bart_hk.text import TextEncoder
 from bart_hk.training import optim, state, tuning
@@ -105,7 +105,6 @@ class Run:
         self.task = make_task(config)
         self._check()
         use_persistent_cache()
-        keep_freed_memory()
         init_key, self.key = jax.random.split(jax.random.key(config.common.seed))
         begun = start(config, self.task, init_key)
         self.encoder, self.bart, params = begun.encoder, begun.bart, begun.params
