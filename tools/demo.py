@@ -3,8 +3,8 @@
     python tools/demo.py --text "a waste of time" --text "what a film!"
     python tools/demo.py --seeds 3        # the median accuracy of three runs
 
-Training is `bart-hk-train experiment=mini/polarity`, to which more overrides may be given. The
-accuracy is that of `bart.classify` on reviews that neither trained nor chose the model.
+Training is one epoch of `bart-hk-train experiment=mini/polarity`, to which more overrides may be
+given. The accuracy is that of `bart.classify` on reviews that neither trained nor chose the model.
 """
 
 import argparse
@@ -20,6 +20,13 @@ import bart_hk
 from bart_hk.data.readers import read_examples
 
 MASKED = ("this is one of the best <mask> i have ever seen .", "He opened the <mask> and went in.")
+# One epoch at a rate that is high enough for one, and few lengths, each of which is compiled.
+RECIPE = (
+    "experiment=mini/polarity",
+    "optimization.max_epoch=1",
+    "optimization.lr=5e-4",
+    "dataset.length_buckets=[24,40,64,128]",
+)
 TEXTS = (
     "a warm , funny and beautifully acted film .",
     "two hours of my life that i will never get back .",
@@ -63,7 +70,7 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         begun = time.monotonic()
         given = [f"common.seed={seed}", f"checkpoint.save_dir={folder}", *options.overrides]
-        train(["experiment=mini/polarity", *given])
+        train([*RECIPE, *given])
         seconds = time.monotonic() - begun
         bart = bart_hk.load(folder)
         answers = bart.classify([text for (text,) in test.texts])

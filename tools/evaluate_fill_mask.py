@@ -21,10 +21,12 @@ import jax
 import numpy as np
 
 import bart_hk
+from bart_hk.data.folders import open_stores
+from bart_hk.data.readers import DataError
 from bart_hk.data.store import TokenStore
-from bart_hk.tasks.denoising import open_stores
 from bart_hk.text import TextEncoder
 
+PROGRAM = "evaluate_fill_mask.py"
 WORDS = range(6, 41)  # of a sentence
 TOP = 5
 
@@ -38,10 +40,13 @@ class Cloze(NamedTuple):
 
 def corpora(data: Path) -> dict[str, Path]:
     """Folders with stores to train and to validate on, by name."""
-    train, valid = (open_stores(data, role) for role in ("train", "valid"))
+    try:
+        train, valid = (open_stores(data, role) for role in ("train", "valid"))
+    except DataError as error:
+        sys.exit(f"{PROGRAM}: {error}")
     found = {name: store.prefix.parent for name, store in valid.items() if name in train}
     if not found:
-        sys.exit(f"{data} has no valid.bin beside a train.bin, nor has a folder in it")
+        sys.exit(f"{PROGRAM}: {data} has no valid.bin beside a train.bin, nor has a folder in it")
     return found
 
 
@@ -68,7 +73,7 @@ def clozes(folder: Path, encoder: TextEncoder, count: int, seed: int) -> list[Cl
         if len(found) == count:
             break
     if not found:
-        sys.exit(f"{folder} has no suitable sentence to validate on")
+        sys.exit(f"{PROGRAM}: {folder} has no suitable sentence to validate on")
     return found
 
 

@@ -29,10 +29,10 @@ import numpy as np
 from bart_hk.checkpoint.huggingface import write_model
 from bart_hk.checkpoint.tree import Params
 from bart_hk.config import ARCHITECTURES, BARTConfig, architecture
+from bart_hk.data.folders import find_tokenizer, open_stores
 from bart_hk.data.readers import DataError
 from bart_hk.data.store import TokenStore
 from bart_hk.model import BART
-from bart_hk.tasks.denoising import find_tokenizer, open_stores
 from bart_hk.text import TextEncoder
 
 CONTEXT_POWER = 0.75

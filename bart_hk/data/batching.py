@@ -1,8 +1,8 @@
 """Batches whose shapes come from a short list, so that few programs are ever compiled.
 
 Lengths are rounded up to a bucket, and the number of rows of a batch follows from its bucket alone;
-a bucket's last batch is filled up with rows of padding. So a stream of any lengths compiles each
-function at most once per bucket.
+what is missing is filled up with rows of padding. So a stream of any lengths compiles each function
+at most once per bucket.
 
 Shapes: B rows of a batch, S padded length.
 """
@@ -145,8 +145,8 @@ def plan_batches(
 ) -> list[np.ndarray]:
     """Which rows go together: every row once, each batch of one bucket.
 
-    Where a token budget alone bounds a batch, the rows of a bucket that do not fill one join the
-    next longer bucket's: their padding costs less than the rows that would be missing.
+    The rows of a bucket that do not fill a batch join the next longer bucket's: their padding costs
+    less than the rows that would be missing, and no update is made of two rows.
 
     Args:
         lengths: tokens of each row.
@@ -159,8 +159,8 @@ def plan_batches(
 
     Returns:
         Index arrays (int64). A batch has the shape [batch_rows(b), b], b the bucket of its longest
-        row; only the last batch of a bucket (with a token budget alone, of all buckets) may have
-        fewer rows than that.
+        row. Fewer rows than that have the last batch and, with a token budget, one that is made of
+        what was left alone.
     """
     sizes = np.asarray(lengths, np.int64)
     if not sizes.size:
@@ -180,8 +180,7 @@ def plan_batches(
             rows = rng.permutation(rows)
         rows = np.concatenate([left, rows])
         count = batch_rows(buckets[b], max_tokens=max_tokens, batch_size=batch_size)
-        joins = batch_size is None and b != used[-1]
-        until = len(rows) // count * count if joins else len(rows)
+        until = len(rows) if b == used[-1] else len(rows) // count * count
         batches += [rows[i : i + count] for i in range(0, until, count)]
         left = rows[until:]
     if rng is not None:

@@ -1,34 +1,15 @@
-"""Several corpora as one, with weights, and data folders in shards.
+"""Several corpora as one, with weights.
 
-Sources: fairseq `tasks/denoising.py` (shards), `tasks/multilingual_denoising.py` (a folder for each
-language, and how much of it is seen).
+Source: fairseq `tasks/multilingual_denoising.py` (how much of each language is seen).
 """
 
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from bart_hk.data.blocks import TokenBlocks
 from bart_hk.data.readers import DataError
-
-
-def split_shards(data: str) -> list[str]:
-    """The folders of "a:b:c"; one with "://" in it is an address, and not split.
-
-    Raises:
-        DataError: a name is empty.
-    """
-    shards = [data] if "://" in data else data.split(os.pathsep)
-    if not all(shards):
-        raise DataError(f"task.data={data!r} names an empty folder between its {os.pathsep!r}")
-    return shards
-
-
-def shard_of_epoch(shards: Sequence[str], epoch: int) -> str:
-    """The shard that epoch 1, 2, ... is trained on: one after the other, and from the start."""
-    return shards[(epoch - 1) % len(shards)]
 
 
 def smoothed_weights(sizes: Mapping[str, int], alpha: float) -> dict[str, float]:

@@ -19,12 +19,18 @@ import numpy as np
 
 from bart_hk.config import BARTConfig, Flavour
 from bart_hk.data.blocks import TokenBlocks
-from bart_hk.data.corpora import Corpora, shard_of_epoch, smoothed_weights, split_shards
+from bart_hk.data.corpora import Corpora, smoothed_weights
+from bart_hk.data.folders import (
+    find_tokenizer,
+    open_stores,
+    shard_of_epoch,
+    split_shards,
+    warn_of_what_is_left_out,
+)
 from bart_hk.data.noised import NoisedBlocks
 from bart_hk.data.noising import PRESETS, NoiseConfig, Noiser, full_stops, word_starts
-from bart_hk.data.preprocessing import unfinished
 from bart_hk.data.readers import DataError
-from bart_hk.data.store import TokenStore, store_exists
+from bart_hk.data.store import TokenStore
 from bart_hk.tasks import TaskKind, losses
 from bart_hk.tasks.losses import CrossEntropyConfig
 from bart_hk.tasks.writing import TextWriting
@@ -184,7 +190,7 @@ class Denoising(TextWriting):
                     f"task.data={shard} has no train.bin and train.idx, nor has a folder in it; "
                     "bart-hk-preprocess makes them"
                 )
-            _warn_of_what_is_left_out(Path(shard))
+            warn_of_what_is_left_out(Path(shard))
         # fairseq validates on the shard of the first epoch, too.
         self._valid_stores = open_stores(Path(self._shards[0]), "valid")
         self.validates = bool(self._valid_stores)
@@ -349,61 +355,6 @@ KIND = TaskKind(DenoisingConfig(), losses.SEQUENCE_CRITERIA, Denoising)
 
 def _positions(config: BARTConfig) -> int:
     return min(config.max_source_positions, config.max_target_positions)
-
-
-def open_stores(folder: Path, role: str) -> dict[str, TokenStore]:
-    """The store of a folder, or those of the folders in it, by their names: {"reviews": ...}.
-
-    Args:
-        role: "train" or "valid".
-
-    Raises:
-        DataError: `folder` is none, or a store is unfinished or damaged.
-    """
-    _refuse_unfinished(folder)
-    if store_exists(folder / role):
-        return {folder.name: TokenStore(folder / role)}
-    if not folder.is_dir():
-        raise DataError(f"task.data={folder} is not a folder")
-    found = {}
-    for path in sorted(folder.iterdir()):
-        _refuse_unfinished(path)
-        if store_exists(path / role):
-            found[path.name] = TokenStore(path / role)
-    return found
-
-
-def _refuse_unfinished(folder: Path) -> None:
-    if unfinished(folder):
-        raise DataError(
-            f"task.data: {folder} is not finished; the same bart-hk-preprocess command goes on "
-            "with it"
-        )
-
-
-def _warn_of_what_is_left_out(shard: Path) -> None:
-    """Names the folders in a data folder that nothing is read from, but for hidden ones."""
-    own = store_exists(shard / "train")
-    inside = (path for path in shard.iterdir() if path.is_dir() and path.name[0] != ".")
-    for path in sorted(inside):
-        stores = store_exists(path / "train") or store_exists(path / "valid")
-        if own and stores:
-            _log.warning("%s is left out: task.data=%s has a train.bin itself", path, shard)
-        elif not (own or stores):
-            _log.warning("%s is left out: it has no train.bin", path)
-
-
-def find_tokenizer(shard: str, stores: dict[str, TokenStore]) -> str:
-    """The first with a tokenizer's files: the folder of the data, or those of the corpora in it."""
-    for folder in (Path(shard), *(store.prefix.parent for store in stores.values())):
-        try:
-            TextEncoder.load(folder)
-        except FileNotFoundError:
-            continue
-        except ValueError:
-            pass  # damaged, as who reads it will say
-        return str(folder)
-    return shard
 
 
 def _padded(table: np.ndarray, size: int) -> np.ndarray:

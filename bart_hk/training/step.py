@@ -50,8 +50,9 @@ class Step:
         given: tuple[Any, ...] = (),
     ) -> None:
         """`key` is the run's; a batch's is made of it, the update's and the batch's number. `given`
-        are arrays that the loss reads and that do not change, such as a teacher's parameters: the
-        compiled functions take them as arguments, for a constant would be stored in each."""
+        are arrays that the loss reads and that do not change, such as a teacher's parameters. The
+        compiled functions take both as arguments: a constant would be stored in each, and another
+        seed would compile them again."""
         self._loss, self._optimizer, self._clip_norm, self._key = loss, optimizer, clip_norm, key
         self._ema, self._given = ema or EMAConfig(), given
         self._accumulate = jax.jit(self._accumulated, donate_argnums=0)
@@ -76,14 +77,14 @@ class Step:
             update: how many were done before.
             batches: whose gradients are summed and divided once, by the sum of `count`.
         """
-        number = jnp.int32(update)
+        number, key = jnp.int32(update), jax.random.fold_in(self._key, update)
         if len(batches) == 1:
-            return self._whole(state, number, batches[0], self._given)
+            return self._whole(state, key, number, batches[0], self._given)
         for micro, batch in enumerate(batches):
             if self._totals is None:
-                self._totals = self._zeros(state["params"], batch)
+                self._totals = self._zeros(state["params"], key, batch)
             self._totals = self._accumulate(
-                self._totals, state["params"], number, jnp.int32(micro), batch, self._given
+                self._totals, state["params"], key, number, jnp.int32(micro), batch, self._given
             )
         state, self._totals, sums = self._apply(state, self._totals, number)
         return state, sums
@@ -91,23 +92,29 @@ class Step:
     # --- Traced -----------------------------------------------------------------------------------
 
     def _of_batch(
-        self, params: Tree, update: jax.Array, micro: jax.Array, batch: Any, given: Any
+        self,
+        params: Tree,
+        key: jax.Array,
+        update: jax.Array,
+        micro: jax.Array,
+        batch: Any,
+        given: Any,
     ) -> Any:
-        """A batch's summed gradients and sums."""
-        key = jax.random.fold_in(jax.random.fold_in(self._key, update), micro)
+        """A batch's summed gradients and sums; `key` is the update's."""
+        key = jax.random.fold_in(key, micro)
         whole = jax.value_and_grad(self._loss, has_aux=True)
         (value, sums), grads = whole(params, key, {**batch, "update": update}, *given)
         return {"grads": grads, "sums": {"loss": value, **sums}}
 
-    def _accumulated(
-        self, totals: Any, params: Tree, update: jax.Array, micro: jax.Array, batch: Any, given: Any
-    ) -> Any:
-        """Adds a batch's gradients and sums to those of the update so far."""
-        return jax.tree.map(jnp.add, totals, self._of_batch(params, update, micro, batch, given))
+    def _accumulated(self, totals: Any, *of_batch: Any) -> Any:
+        """Adds a batch's gradients and sums (see `_of_batch`) to those of the update so far."""
+        return jax.tree.map(jnp.add, totals, self._of_batch(*of_batch))
 
-    def _made_of_one(self, state: dict[str, Any], update: jax.Array, batch: Any, given: Any) -> Any:
+    def _made_of_one(
+        self, state: dict[str, Any], key: jax.Array, update: jax.Array, batch: Any, given: Any
+    ) -> Any:
         """A whole update of a single batch: its gradients are never stored beside their totals."""
-        totals = self._of_batch(state["params"], update, jnp.int32(0), batch, given)
+        totals = self._of_batch(state["params"], key, update, jnp.int32(0), batch, given)
         return self._changed(state, totals, update)
 
     def _applied(self, state: dict[str, Any], totals: Any, update: jax.Array) -> Any:
@@ -135,7 +142,7 @@ class Step:
         decay = jnp.where(update % config.ema_update_freq == 0, decay, 1.0)
         return jax.tree.map(lambda a, p: a * decay + p * (1 - decay), average, params)
 
-    def _zeros(self, params: Tree, batch: Any) -> Any:
+    def _zeros(self, params: Tree, key: jax.Array, batch: Any) -> Any:
         number = jnp.int32(0)
-        shapes = jax.eval_shape(self._of_batch, params, number, number, batch, self._given)
+        shapes = jax.eval_shape(self._of_batch, params, key, number, number, batch, self._given)
         return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bart_hk.data.blocks import TokenBlocks
-from bart_hk.data.corpora import Corpora, shard_of_epoch, smoothed_weights, split_shards
+from bart_hk.data.corpora import Corpora, smoothed_weights
 from bart_hk.data.readers import DataError
 from bart_hk.data.store import TokenStore, write_store
 
@@ -83,11 +83,3 @@ def test_what_is_wrong_with_weights(parts):
         smoothed_weights({"a": 1}, -1)
     with pytest.raises(DataError, match="the corpus a is empty"):
         smoothed_weights({"a": 0}, 1)
-
-
-def test_shards_go_round():
-    shards = split_shards("a:b:c")
-    assert [shard_of_epoch(shards, epoch) for epoch in range(1, 6)] == ["a", "b", "c", "a", "b"]
-    assert split_shards("s3://a:b") == ["s3://a:b"]
-    with pytest.raises(DataError, match="task.data='a::b' names an empty folder"):
-        split_shards("a::b")

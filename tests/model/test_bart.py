@@ -205,16 +205,25 @@ def test_each_dropout_acts_in_training_only_and_by_its_key(rate):
     np.testing.assert_array_equal(again, draws[0])
 
 
-def test_dropout_keeps_the_expectation():
+@pytest.mark.parametrize("shape", [(200, 200), (3, 91, 151)])  # an odd number of elements, too
+def test_dropout_keeps_the_expectation_and_its_elements_are_independent(shape):
     import haiku as hk
 
     from bart_hk.model.layers import dropout
 
-    x = jnp.ones((200, 200))
-    dropped = hk.transform(lambda: dropout(x, 0.3, True)).apply({}, jax.random.key(0))
-    kept = np.asarray(dropped) != 0
+    apply = hk.transform(lambda: dropout(jnp.ones(shape), 0.3, True)).apply
+    dropped, other = (np.asarray(apply({}, jax.random.key(i))) for i in range(2))
+    assert dropped.shape == shape
+    kept = dropped != 0
     assert abs(kept.mean() - 0.7) < 0.01
     np.testing.assert_allclose(dropped[kept], 1 / 0.7, rtol=1e-6)
+    # Four elements come of one block of random bits: neighbours agree as often as strangers do.
+    line = kept.reshape(-1)
+    for near in [line[1:] == line[:-1], line[2:] == line[:-2], line[3:] == line[:-3]]:
+        assert abs(near.mean() - 0.58) < 0.015
+    half = len(line) // 2
+    for far in [line[:half] == line[half : 2 * half], line == (other != 0).reshape(-1)]:
+        assert abs(far.mean() - 0.58) < 0.015
 
 
 def test_layerdrop_skips_whole_layers():

@@ -155,6 +155,9 @@ def test_what_one_corpus_lacks_the_others_give(sizes, total, level):
 def test_data_without_held_out_documents(tmp_path):
     with pytest.raises(SystemExit, match=r"has no valid\.bin beside a train\.bin"):
         evaluate_fill_mask.corpora(tmp_path)
+    (tmp_path / "preprocess.journal").touch()
+    with pytest.raises(SystemExit, match="fill_mask.py: task.data: .* is not finished; the same "):
+        evaluate_fill_mask.corpora(tmp_path)
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 1 << 24])
