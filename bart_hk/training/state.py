@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ _log = logging.getLogger(__name__)
 _ARRAYS = "arrays"
 _PROGRESS = "progress.json"
 _MANIFEST = "manifest.json"
+
+_LARGEST_FILE = 1 << 30  # bytes; those of orbax have up to 2 GiB
 
 KEPT = 2  # states: the newest, and the one before in case that is found damaged
 
@@ -171,16 +174,35 @@ def _read(path: Path, tree: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    if shutil.disk_usage(path.parent).free < sum(array.nbytes for array in arrays.values()):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # before anything is written
+    _check_room(path.parent, sum(array.nbytes for array in arrays.values()))
     try:
         with uninterrupted(), _checkpointer() as orbax:  # else its threads print tracebacks
             orbax.save(path.absolute(), arrays)
-    except ValueError as error:  # so tensorstore says that the disk is full
+    except ValueError as error:  # so tensorstore says that the disk has become full
         code = re.search(r"os_error_code='(\d+)'", str(error))
         if code is None:
             raise
         raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+
+
+def _check_room(folder: Path, size: int) -> None:
+    """Raises OSError where `size` bytes have no room in `folder`, before anything is written.
+
+    When a write of orbax's fails, its others print a traceback each, whenever they end.
+    """
+    if shutil.disk_usage(folder).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return
+    with contextlib.ExitStack() as reserved:  # which a quota or a limit may forbid
+        for done in range(0, size, _LARGEST_FILE):
+            file = reserved.enter_context(tempfile.TemporaryFile(dir=folder))
+            try:
+                os.posix_fallocate(file.fileno(), 0, min(size - done, _LARGEST_FILE))
+            except OSError as error:
+                if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):  # not on this file system
+                    return
+                raise
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -1,5 +1,6 @@
 """A run may be killed at any moment; the same command ends with the same bits."""
 
+import errno
 import functools
 import json
 import logging
@@ -152,7 +153,8 @@ def test_a_full_disk_leaves_the_checkpoint_before(configured, tmp_path, environm
     assert run.returncode == 1
     last = run.stderr.splitlines()[-1]
     assert re.fullmatch("OSError: cannot save in .*File too large; .* is unchanged", last)
-    assert "absl" not in run.stderr  # whose log would tell the same once more for each thread
+    # Neither of absl's log nor of orbax's threads, which would tell the same once more each.
+    assert "absl" not in run.stderr and "asyncio" not in run.stderr
     after = read_model(tmp_path / "run")
     for x, y in zip(jax.tree.leaves(before.params), jax.tree.leaves(after.params), strict=True):
         np.testing.assert_array_equal(x, y)
@@ -263,6 +265,27 @@ def test_where_there_is_no_room_nothing_is_begun(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="cannot save in .*update_2: No space left on device; what"):
         state.save(tmp_path, 2, tree(2), {})
     assert [path.name for path in tmp_path.iterdir()] == ["update_1"]
+
+
+def test_room_is_asked_of_the_file_system(tmp_path, monkeypatch):
+    def none(file: int, offset: int, length: int) -> None:
+        asked.append(length)
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "posix_fallocate", none, raising=False)
+    monkeypatch.setattr(state, "_LARGEST_FILE", 16)
+    asked, code = [], errno.EDQUOT
+    with pytest.raises(OSError, match="update_1: Disk quota exceeded; what was saved there"):
+        state.save(tmp_path, 1, tree(1), {})
+    assert not any(tmp_path.iterdir())
+    code = errno.EOPNOTSUPP  # by file systems that cannot tell
+    state.save(tmp_path, 1, tree(1), {})
+    monkeypatch.setattr(os, "posix_fallocate", lambda *given: asked.append(given[2]))
+    asked.clear()
+    state.save(tmp_path, 2, tree(2), {})
+    assert asked == [16, 12]  # 24 bytes of numbers and four of a count
+    monkeypatch.delattr(os, "posix_fallocate")
+    state.save(tmp_path, 3, tree(3), {})
 
 
 def test_the_state_of_another_tree_is_refused(tmp_path):
