@@ -2,7 +2,8 @@
 
 Source: the archives of gluebenchmark.com; fairseq `examples/roberta/preprocess_GLUE_tasks.sh` (the
 columns; QQP's malformed lines are left out; STS-B's scores are divided by 5); Wang et al. 2019,
-table 1 (the metrics). MNLI's classes are in bart.large.mnli's order.
+table 1 (the metrics). AX is diagnostic-full.tsv, whose rows have labels. MNLI's classes are in
+bart.large.mnli's order.
 """
 
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ class GlueTask:
         valid: its validation file, first of all.
         skip_malformed: its files have lines with too few columns, which nobody uses.
         divisor: of its scores.
+        trained_by: where it only judges a model, the task that the model is trained on.
     """
 
     folder: str
@@ -36,6 +38,7 @@ class GlueTask:
     valid: str = "dev"
     skip_malformed: bool = False
     divisor: float = 1.0
+    trained_by: str = ""
 
     @property
     def regression(self) -> bool:
@@ -47,6 +50,11 @@ class GlueTask:
         Raises:
             DataError: there is no train.tsv.
         """
+        if self.trained_by:
+            raise DataError(
+                f"task.glue={self.folder.lower()} has nothing to train on: train task.glue="
+                f"{self.trained_by}, then bart-hk-evaluate MODEL FILE --glue {self.folder.lower()}"
+            )
         inside = data / self.folder
         folder = inside if inside.is_dir() else data
         train = folder / "train.tsv"
@@ -62,6 +70,7 @@ class GlueTask:
 
 _PAIR = ("sentence1", "sentence2")
 _ENTAILMENT = ("entailment", "not_entailment")
+_MNLI = ("contradiction", "neutral", "entailment")
 
 GLUE = {
     "cola": GlueTask(
@@ -82,16 +91,13 @@ GLUE = {
     "stsb": GlueTask(
         "STS-B", _PAIR, "score", (), reports=("report_pearson_and_spearman",), divisor=5.0
     ),
-    "mnli": GlueTask(
-        "MNLI",
-        _PAIR,
-        "gold_label",
-        ("contradiction", "neutral", "entailment"),
-        valid="dev_matched",
-    ),
+    "mnli": GlueTask("MNLI", _PAIR, "gold_label", _MNLI, valid="dev_matched"),
     "qnli": GlueTask("QNLI", ("question", "sentence"), labels=_ENTAILMENT),
     "rte": GlueTask("RTE", _PAIR, labels=_ENTAILMENT),
     "wnli": GlueTask("WNLI", _PAIR),
+    "ax": GlueTask(
+        "AX", ("Premise", "Hypothesis"), "Label", _MNLI, ("report_mcc",), trained_by="mnli"
+    ),
 }
 
 

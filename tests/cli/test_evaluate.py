@@ -154,6 +154,25 @@ def test_numbers_and_several_labels(model, bart, here, capsys):
     assert read(here / "evaluation-tags/worst.jsonl") == []
 
 
+def test_glues_diagnostic_file(model, bart, here, capsys):
+    """As published: four columns of phenomena and one of domains, then the pair and its label."""
+    pairs = [(row, "film") for row in texts(40)]
+    answers = [label for label, _ in bart.classify(pairs, head="nli")]
+    assert len(set(answers)) > 1
+    labels = ["neutral", *answers[1:]]
+    header = "Lexical Semantics\tPredicate-Argument Structure\tLogic\tKnowledge\tDomain\t"
+    rows = "".join(
+        f"\t\tNegation;Universal\t\tNews\t{premise}\t{hypothesis}\t{label}\n"
+        for (premise, hypothesis), label in zip(pairs, labels, strict=True)
+    )
+    (here / "diagnostic-full.tsv").write_text(f"{header}Premise\tHypothesis\tLabel\n{rows}")
+    run(capsys, model, "diagnostic-full.tsv", "--head", "nli", "--glue", "AX", "--samples", 0)
+    about = json.loads((here / "evaluation-diagnostic-full/metrics.json").read_text())["metrics"]
+    right = 100 * sum(a == b for a, b in zip(answers, labels, strict=True)) / 40
+    assert about["accuracy"]["value"] == pytest.approx(right) and right >= 97.5
+    assert about["mcc"]["value"] > 80
+
+
 def test_texts(model, bart, here, capsys):
     sources = texts(8)
     written = bart.sample(sources, beam=2, max_len_b=6)

@@ -59,7 +59,7 @@ def make(data, name, **options):
     return SentencePrediction(config, SentencePredictionCriterionConfig())
 
 
-@pytest.mark.parametrize("name", sorted(GLUE))
+@pytest.mark.parametrize("name", sorted(FILES))
 def test_official_files_labels_and_metrics(tmp_path, name):
     inside = write(tmp_path, name)
     task = make(tmp_path, name)
@@ -83,6 +83,9 @@ def test_the_names_are_known_and_the_files_are_there(tmp_path):
         SentencePrediction(SentencePredictionConfig(glue="rte"), numbers)
     with pytest.raises(DataError, match=r"has neither train.tsv nor SST-2/train.tsv"):
         make(tmp_path, "sst2")
+    with pytest.raises(DataError, match="glue=ax has nothing to train on: train task.glue=mnli"):
+        make(tmp_path, "ax")
+    assert FILES.keys() == GLUE.keys() - {"ax"}
     assert GLUE["mnli"].labels.index("entailment") == 2  # as bart.large.mnli
 
 
