@@ -268,7 +268,7 @@ def judge_texts(
     order = "rougeLsum" if "rouge" in names else "bleu"
     badness = np.array([100 - record[order] for record in records])
     headline = _about_metrics(names, [len(references) for references in targets])
-    headline += _warnings(written, [references[0] for references in targets])
+    headline += _warnings(written, [references[0] for references in targets], names)
     return Judged(records, np.where(badness > 0, badness, np.nan), found, headline)
 
 
@@ -293,8 +293,10 @@ def _about_metrics(names: Sequence[str], references: Sequence[int]) -> list[str]
     return lines
 
 
-def _warnings(predictions: Sequence[str], references: Sequence[str]) -> list[str]:
-    """Where one side is tokenised (`a film .`) and the other is not, numbers mean little."""
+def _warnings(
+    predictions: Sequence[str], references: Sequence[str], names: Sequence[str]
+) -> list[str]:
+    """Where one side is tokenised (`a film .`) and the other is not, metrics mean little."""
     shares = [
         float(np.mean([any(f" {mark}" in text for mark in ".,!?") for text in texts]))
         for texts in (predictions, references)
@@ -303,7 +305,7 @@ def _warnings(predictions: Sequence[str], references: Sequence[str]) -> list[str
         which = "predictions" if shares[0] > shares[1] else "references"
         return [
             f"warning: the {which} look tokenised (a space before a full stop) and the others do "
-            "not: BLEU is not comparable with published numbers"
+            f"not: {' and '.join(map(str.upper, names))} cannot be compared with published numbers"
         ]
     return []
 

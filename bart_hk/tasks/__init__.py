@@ -38,6 +38,7 @@ class Task(Protocol):
     flavours: tuple[str, ...]  # of the models that it can train
     validates: bool  # whether there will be a `valid`
     metric_names: tuple[str, ...]  # of `metrics` and `written`, beside `loss`
+    more_metrics: tuple[str, ...]  # options that ask for more of them
     # Whether sources may be of another vocabulary than what the model writes.
     separate_sources: bool
     # A folder with the tokenizer that the data were encoded with, if they are ids already.
@@ -108,6 +109,7 @@ class TaskDefaults:
     """What most tasks do not need."""
 
     flavours: tuple[str, ...] = tuple(Flavour)
+    more_metrics: tuple[str, ...] = ()
     separate_sources: bool = False
     tokenizer_folder: str | None = None
     shards: int = 1

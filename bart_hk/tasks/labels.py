@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from bart_hk.data.readers import DataError, Examples
@@ -19,30 +20,37 @@ def separated(text: str, separator: str) -> Any:
 
 
 def label_names(
-    train: Examples, given: Sequence[str], *, several: bool, num_classes: int = -1
+    path: Path,
+    labels_of_rows: Iterable[Iterable[str]],
+    given: Sequence[str],
+    *,
+    several: bool = False,
+    num_classes: int = -1,
+    unit: str = "row",
 ) -> list[str]:
     """The classes in the order of a head's outputs: those given, or those found, sorted, numbers as
     numbers.
 
     Args:
-        several: rows have lists of labels.
+        path, labels_of_rows: the training file and what it has.
+        several: any number of classes may hold.
         num_classes: how many are expected, if positive.
+        unit: what a label belongs to.
 
     Raises:
         DataError: there are too few, one is given twice, or others are expected.
     """
-    of_rows: Any = train.labels
-    found = {label for row in of_rows for label in (row if isinstance(row, list) else [row])}
-    labels = list(given) or sorted(found, key=label_order)
+    found = {label for labels in labels_of_rows for label in labels}
+    labels = list(given) or sorted(found, key=_order)
     for label in labels:
         if labels.count(label) > 1:
             raise DataError(f"task.labels has {label!r} twice")
-    if not labels:
-        raise DataError(f"{train.path}: no row has a label")
-    if len(labels) < 2 and not several:
+    if not found:
+        raise DataError(f"{path}: no {unit} has a label")
+    if len(found) < 2 and not several:
         raise DataError(
-            f"{train.path}: every row has the label {labels[0]!r}; two classes at least are needed "
-            "(for numbers to predict, set criterion.regression_target=true)"
+            f"{path}: every {unit} has the label {min(found)!r}; two classes at least are needed "
+            "(numbers to predict need criterion.regression_target=true)"
         )
     if num_classes > 0 and num_classes != len(labels):
         raise DataError(
@@ -52,8 +60,25 @@ def label_names(
     return labels
 
 
-def label_order(label: str) -> tuple[bool, int, str]:
-    """What labels are sorted by: numbers as numbers, then the others."""
+def check_label(label: str, labels: Sequence[str], given: bool, train: Path, where: str) -> None:
+    """Refuses a label, of the place `where`, that is not one of `labels`.
+
+    Args:
+        given: they are task.labels, not those of the file `train`.
+
+    Raises:
+        DataError: it is not.
+    """
+    if label not in labels:
+        remedy = "name it there, too" if given else "name all classes in task.labels"
+        raise DataError(
+            f"{where}: label {label!r} is not in {'task.labels' if given else train}, which has "
+            f"{', '.join(labels)}; correct it, or {remedy}"
+        )
+
+
+def _order(label: str) -> tuple[bool, int, str]:
+    """Numbers as numbers, then the others."""
     digits = label.isascii() and label.isdigit()
     return not digits, int(label) if digits else 0, label
 

@@ -30,7 +30,7 @@ from bart_hk.tasks import Batch, TaskDefaults, TaskKind, binarised, files, losse
 from bart_hk.tasks.binarised import ids_of, is_binarised, read_binarised
 from bart_hk.tasks.glue import GlueTask, glue_task
 from bart_hk.tasks.heads import described, misfit, of_head
-from bart_hk.tasks.labels import label_names, number, separated
+from bart_hk.tasks.labels import check_label, label_names, number, separated
 from bart_hk.tasks.sentence_options import (
     READING,
     SentencePredictionConfig,
@@ -85,6 +85,11 @@ class SentencePrediction(TaskDefaults):
         DataError: a file or an option is not as it should be.
     """
 
+    more_metrics: tuple[str, ...] = (
+        "criterion.report_mcc",
+        "criterion.report_acc_and_f1",
+        "criterion.report_pearson_and_spearman",
+    )
     train: EncodedExamples
     valid: EncodedExamples | None
 
@@ -113,7 +118,8 @@ class SentencePrediction(TaskDefaults):
             []
             if self.regression
             else label_names(
-                self._train,
+                self._train.path,
+                _lists(self._train),
                 config.labels,
                 several=config.multi_label,
                 num_classes=config.num_classes,
@@ -150,15 +156,11 @@ class SentencePrediction(TaskDefaults):
             values = [number(examples, i) for i in range(len(examples))]
             return np.array(values, np.float32) / np.float32(self.config.label_divisor)
         ids = {label: i for i, label in enumerate(self.labels)}
-        of_rows = [x if isinstance(x, list) else [x] for x in examples.labels]
+        of_rows = _lists(examples)
+        given = bool(self.config.labels)
         for i, labels in enumerate(of_rows):
             for label in labels:
-                if label not in ids:
-                    known = "task.labels" if self.config.labels else str(self._train.path)
-                    raise DataError(
-                        f"{examples.where(i)}: label {label!r} is not in {known}, which has "
-                        f"{', '.join(self.labels)}"
-                    )
+                check_label(label, self.labels, given, self._train.path, examples.where(i))
         if not self.config.multi_label:
             return np.array([ids[label] for (label,) in of_rows], np.int32)
         targets = np.zeros((len(of_rows), len(ids)), np.float32)
@@ -479,6 +481,12 @@ class SentencePrediction(TaskDefaults):
 KIND = TaskKind(
     SentencePredictionConfig(), (SentencePredictionCriterionConfig(),), SentencePrediction
 )
+
+
+def _lists(examples: Examples) -> list[list[str]]:
+    """The labels of each row."""
+    of_rows: Any = examples.labels
+    return [row if isinstance(row, list) else [row] for row in of_rows]
 
 
 def _files(config: SentencePredictionConfig, glue: GlueTask | None) -> tuple[Path, Path | None]:

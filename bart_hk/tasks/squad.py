@@ -65,14 +65,14 @@ def read_squad(path: Path) -> list[Question]:
 def _check(path: Path, one: Question) -> None:
     for name, text in (("question", one.question), ("context", one.context)):
         if not text.strip():
-            raise DataError(f"{path}, question {one.id}: the {name} is empty")
+            raise DataError(f"{path}, question {one.id}: the {name} is empty; leave it out")
     for text, start in one.answers:
         if one.context[start : start + len(text)] != text or not text:
             there = one.context.find(text) if text else -1
-            hint = f"; it is at {there}" if there >= 0 else "; it is nowhere in the context"
+            hint = f"it is at {there}" if there >= 0 else "it is nowhere in the context"
             raise DataError(
-                f"{path}, question {one.id}: the answer {text!r} is not at answer_start={start}"
-                f"{hint}"
+                f"{path}, question {one.id}: the answer {text!r} is not at answer_start={start}; "
+                f"{hint}: correct it, or leave the question out"
             )
 
 

@@ -22,7 +22,7 @@ from bart_hk.data.readers import COMPRESSIONS, DataError
 from bart_hk.model import BART, ClassificationHead, Params
 from bart_hk.tasks import Batch, TaskDefaults, TaskKind, files, losses
 from bart_hk.tasks.heads import described, misfit
-from bart_hk.tasks.labels import label_order
+from bart_hk.tasks.labels import check_label, label_names
 from bart_hk.tasks.tagging import Sentence, entity_f1, read_tagged
 from bart_hk.text import TextEncoder
 
@@ -115,31 +115,16 @@ class TokenClassification(TaskDefaults):
         self._sentences = [
             read_tagged(path, config.word_column, config.label_column) for path in self._paths
         ]
-        self.labels = list(config.labels) or sorted(
-            {label for sentence in self._sentences[0] for label in sentence.labels}, key=label_order
-        )
-        self._check_labels()
+        of_words = (sentence.labels for sentence in self._sentences[0])
+        self.labels = label_names(self._paths[0], of_words, config.labels, unit="word")
+        for path, sentences in zip(self._paths, self._sentences, strict=True):
+            for sentence in sentences:
+                where = f"{path}, the sentence of line {sentence.line}"
+                for label in sentence.labels:
+                    check_label(label, self.labels, bool(config.labels), self._paths[0], where)
         self.validates = len(self._paths) > 1
         self._in_entities = any(label.startswith(("B-", "I-")) for label in self.labels)
         self.metric_names = ("accuracy", "f1") if self._in_entities else ("accuracy",)
-
-    def _check_labels(self) -> None:
-        if len(set(self.labels)) < len(self.labels):
-            raise DataError("task.labels has a label twice")
-        if len(self.labels) < 2:
-            raise DataError(
-                f"{self._paths[0]}: every word has the label {self.labels[0]!r}; two classes at "
-                "least are needed"
-            )
-        for path, sentences in zip(self._paths, self._sentences, strict=True):
-            for sentence in sentences:
-                for label in sentence.labels:
-                    if label not in self.labels:
-                        known = "task.labels" if self.config.labels else str(self._paths[0])
-                        raise DataError(
-                            f"{path}, the sentence of line {sentence.line}: label {label!r} is not "
-                            f"in {known}, which has {', '.join(self.labels)}"
-                        )
 
     def fingerprint(self) -> dict[str, Any]:
         """The files' digests."""

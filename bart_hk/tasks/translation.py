@@ -104,6 +104,7 @@ class Translation(TextWriting):
 
     flavours: tuple[str, ...] = (Flavour.encoder_decoder,)
     separate_sources = True
+    more_metrics: tuple[str, ...] = ("task.eval_bleu", "task.eval_rouge", "task.eval_exact_match")
     train: EncodedPairs
     valid: EncodedPairs | None
 

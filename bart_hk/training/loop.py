@@ -389,9 +389,10 @@ class Run:
                 )
         names = ("loss", *self.task.metric_names)
         if self.metric not in names:
+            more = self.task.more_metrics
             raise ConfigError(
                 f"checkpoint.best_checkpoint_metric={self.metric} is not reported, only "
-                f"{', '.join(names)} (criterion.report_... ask for more)"
+                f"{', '.join(names)}" + (f"; more with {', '.join(more)}" if more else "")
             )
         if not self.task.validates:
             _log.warning("nothing is validated: there is no text for it; the last model is kept")

@@ -305,6 +305,22 @@ def test_errors_take_one_line(model, here, capsys, arguments, message):
     assert error.startswith("bart-hk-evaluate: error: ")
 
 
+@pytest.mark.parametrize(
+    ("written", "reference", "said"),
+    [
+        ("a film .", "a film.", "the predictions look tokenised"),
+        ("a film.", "a film .", "the references look tokenised"),
+        ("a film .", "the film .", None),
+        ("a film.", "the film.", None),
+    ],
+)
+def test_texts_of_which_one_side_is_tokenised(written, reference, said):
+    lines = judging._warnings([written] * 4, [reference] * 4, ["bleu", "rouge"])
+    assert [said in line and "BLEU and ROUGE cannot be compared" in line for line in lines] == (
+        [True] if said else []
+    )
+
+
 def feed(monkeypatch, data):
     class Input:
         buffer = io.BytesIO(data)

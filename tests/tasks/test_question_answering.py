@@ -201,10 +201,14 @@ def test_metrics_are_the_official_ones():
         (
             squad(("ff", "dd", 0)),
             {},
-            "question q0: the answer 'dd' is not at answer_start=0; it is a",
+            "question q0: the answer 'dd' is not at answer_start=0; it is at .*: correct",
         ),
-        (squad(("ff", "zz", 0)), {}, "'zz' is not at answer_start=0; it is nowhere in the context"),
-        (squad((" ", "aa", 0)), {}, "question q0: the question is empty"),
+        (
+            squad(("ff", "zz", 0)),
+            {},
+            "'zz' is not at answer_start=0; it is nowhere in .*: co",
+        ),
+        (squad((" ", "aa", 0)), {}, "question q0: the question is empty; leave it out"),
         ("{", {}, "train-v1.1.json: not JSON"),
         ('{"data": [{}]}', {}, "is not in SQuAD's format: KeyError"),
         ('{"data": []}', {}, "has no question"),

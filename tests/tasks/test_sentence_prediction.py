@@ -112,11 +112,15 @@ SINGLE = "text\tlabel\naa\t{}\nbb\t{}\n"
     [
         (
             {"valid": PAIRS + "aa\tbb\tmaybe\n"},
-            "valid.tsv, line 4: label 'maybe' is not in .*train",
+            "valid.tsv, line 4: label 'maybe' is not in .*train.tsv, which has no, yes; correct it",
         ),
-        ({"labels": ["yes", "never"]}, "train.tsv, line 3: label 'no' is not in task.labels"),
+        (
+            {"labels": ["yes", "never"]},
+            "train.tsv, line 3: label 'no' is not in task.labels, .*; correct it, or name it there",
+        ),
         ({"labels": ["no", "no", "yes"]}, "task.labels has 'no' twice"),
         ({"train": SINGLE.format("a", "a")}, "every row has the label 'a'"),
+        ({"train": SINGLE.format("a", "a"), "labels": ["a", "b"]}, "every row has the label 'a'"),
         ({"num_classes": 3}, "task.num_classes=3, but there are 2 labels: no, yes"),
         ({"criterion": {"regression_target": True}}, "line 2: label 'yes' is not a finite number"),
         (

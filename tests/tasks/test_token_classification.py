@@ -108,6 +108,9 @@ def test_the_loss_the_metrics_and_the_hub(tmp_path):
     head.labels = ["O", "I-PER", "B-PER", "B-LOC"]
     task.init(bart, params, jax.random.key(2), heads)
     assert task.labels == head.labels and task.train.targets[0].tolist() == [2, 1, 0]
+    other = make(tmp_path, labels=sorted(head.labels))  # ours would be another
+    with pytest.raises(DataError, match="are in another order than those of the restored head"):
+        other.init(bart, params, jax.random.key(2), heads)
     with pytest.raises(ValueError, match="words take more than 20 tokens; give fewer"):
         hub.tag(["aa"] * 40)
     with pytest.raises(ValueError, match="give the list of a sentence's words"):
@@ -147,12 +150,13 @@ def test_entities_are_conllevals():
             "has no word in column 0 and label in column 0; see task.word_column",
         ),
         ({"content": "aa X\nbb X\n"}, "every word has the label 'X'; two classes at least"),
+        ({"content": "aa X\nbb X\n", "labels": ["O", "X"]}, "every word has the label 'X'; two"),
         (
             {"valid": "aa B-ORG\n"},
-            "dev.txt, the sentence of line 1: label 'B-ORG' is not in .*train",
+            "dev.txt, the sentence of line 1: label 'B-ORG' is not in .*train.*; correct it, or na",
         ),
-        ({"labels": ["O", "O"]}, "task.labels has a label twice"),
-        ({"labels": ["O", "X"]}, "label 'B-PER' is not in task.labels, which has O, X"),
+        ({"labels": ["O", "O"]}, "task.labels has 'O' twice"),
+        ({"labels": ["O", "X"]}, "label 'B-PER' is not in task.labels, which has O, X; correct it"),
     ],
 )
 def test_bad_input_is_found_before_anything_else(tmp_path, arguments, message):

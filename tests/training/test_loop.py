@@ -170,7 +170,7 @@ def test_the_best_by_another_metric(configured, tmp_path):
     validated = [line for line in logged(tmp_path / "run") if line["event"] == "valid"]
     assert {"f1", "acc_and_f1", "mcc"} <= set(validated[0])
     assert result.valid["mcc"] == max(line["mcc"] for line in validated)
-    with pytest.raises(ConfigError, match="best_checkpoint_metric=f1 is not reported, only loss"):
+    with pytest.raises(ConfigError, match="=f1 is not reported, only loss, .*; more with crit"):
         train(configured(tmp_path / "other", checkpoint={"best_checkpoint_metric": "f1"}))
 
 

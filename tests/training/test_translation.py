@@ -7,6 +7,7 @@ import pytest
 
 import bart_hk
 from bart_hk.tasks.translation import Translation
+from bart_hk.training.config import ConfigError
 from bart_hk.training.loop import train
 
 WORDS = {"ein": "a", "zwei": "two", "hund": "dog", "katze": "cat", "rot": "red"}
@@ -95,3 +96,8 @@ def test_it_begins_with_a_stored_model_and_other_tasks_leave_it_alone(texts, tmp
     again = config(texts, tmp_path / "two", 1, eval_bleu=False, eval_rouge=False, vocab_size=None)
     again["checkpoint"] = {"save_dir": str(tmp_path / "two"), "restore_file": str(first.save_dir)}
     assert train(again).valid["loss"] < first.valid["loss"]
+
+
+def test_a_metric_that_nobody_asked_for(texts, tmp_path):
+    with pytest.raises(ConfigError, match="=bleu is not reported, only .*; more with task.eval_bl"):
+        train(config(texts, tmp_path / "run", 1, eval_bleu=False))
