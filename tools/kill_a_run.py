@@ -1,16 +1,17 @@
 """Kills a training run at random moments and compares it with one that was left alone.
 
-    python tools/kill_a_run.py FOLDER --kills 20 task.data=pkg://bart_hk.data/sentence_polarity \\
+    python tools/kill_a_run.py FOLDER --kills 20 experiment=pretrain_mini task.data=DATA \\
         model.encoder_layers=1 model.decoder_layers=1 optimization.max_update=60 ...
 
 The arguments are bart-hk-train's, without checkpoint.save_dir. One run goes through in
-FOLDER/whole. Others go on in FOLDER/killed_N: each process gets a SIGKILL, or every third one a
-SIGTERM, at a moment between its start and the time that a whole run takes. In the end all files of
-the models and of the training state must be the same bytes, and the logs the same lines but for
-their timing fields. A difference is exit code 1.
+FOLDER/whole. Others go on in FOLDER/killed_N: each process gets a SIGKILL at a moment between its
+start and the time that a whole run takes, but for every third one, which gets a SIGTERM, and that
+is not counted. In the end all files of the models and of the training state must be the same bytes,
+and the logs the same lines but for their timing fields. A difference is exit code 1.
 """
 
 import argparse
+import itertools
 import json
 import random
 import signal
@@ -42,9 +43,8 @@ def run_whole(folder: Path, overrides: list[str]) -> float:
     return time.monotonic() - begun
 
 
-def run_and_kill(folder: Path, overrides: list[str], number: int, after: float) -> bool:
+def run_and_kill(folder: Path, overrides: list[str], signal_number: int, after: float) -> bool:
     """Starts or continues a run and ends it after some seconds; False where it was done before."""
-    signal_number = signal.SIGTERM if number % 3 == 2 else signal.SIGKILL
     process = subprocess.Popen(
         command(folder, overrides), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
@@ -55,7 +55,7 @@ def run_and_kill(folder: Path, overrides: list[str], number: int, after: float) 
         _, said = process.communicate()
     allowed = {0, -signal_number, *([EXIT_CODE] if signal_number == signal.SIGTERM else [])}
     if process.returncode not in allowed:
-        raise SystemExit(f"after {number} kills the run failed:\n{said[-3000:]}")
+        raise SystemExit(f"{folder}: the run failed:\n{said[-3000:]}")
     name = signal.Signals(signal_number).name
     print(f"{folder.name}: {name} after {after:.1f} s: exit {process.returncode}", file=sys.stderr)
     return process.returncode != 0
@@ -107,19 +107,21 @@ def main(argv: list[str] | None = None) -> int:
     whole = args.folder / "whole"
     seconds = run_whole(whole, args.overrides)
     print(f"a whole run takes {seconds:.1f} s; seed {seed}", file=sys.stderr)
+    signals = itertools.cycle((signal.SIGKILL, signal.SIGTERM, signal.SIGKILL))
     kills, number, failed = 0, 0, False
     while kills < args.kills:
         killed = args.folder / f"killed_{number}"
         number += 1
         while kills < args.kills:
-            if not run_and_kill(killed, args.overrides, kills, draw.uniform(0, seconds)):
+            sent = next(signals)
+            if not run_and_kill(killed, args.overrides, sent, draw.uniform(0, seconds)):
                 break
-            kills += 1
+            kills += sent == signal.SIGKILL
         run_whole(killed, args.overrides)
         found = differences(whole, killed)
         failed |= bool(found)
         print("\n".join(found) or f"{killed.name}: the same as {whole.name}")
-    print(f"{kills} kills, {number} runs: {'DIFFERENT' if failed else 'all the same'}")
+    print(f"{kills} SIGKILLs, {number} runs: {'DIFFERENT' if failed else 'all the same'}")
     return int(failed)
 
 

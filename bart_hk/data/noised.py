@@ -66,7 +66,7 @@ class NoisedBlocks:
 
     def batch(self, rows: np.ndarray, length: int, count: int) -> dict[str, np.ndarray]:
         """src_tokens int32 [B, S], prev_output_tokens and target int32 [B, T]: T is `length`, and
-        S holds the longest source: 7/8 of T, which most often is enough, T, or a bucket above.
+        S holds the longest source: 26, 27 or 28 of T's 32 parts, T, or a bucket above.
 
         An encoder_only model predicts in place, what was replaced alone: src_tokens int32
         [B, `length`]; places and target int32 [B, K], which positions those are and what was there.
@@ -111,10 +111,11 @@ class NoisedBlocks:
 def _source_lengths(target: int, limit: int) -> list[int]:
     """Padded lengths for the sources of targets padded to some length: few, for each is a program.
 
-    Masks take the place of spans, so sources are a fifth shorter, and the longest of a batch an
-    eighth; insertions make them longer.
+    Masks take the place of spans, so sources are a fifth shorter, and the longest of a batch hardly
+    less; insertions make them longer.
     """
     multiple = 8 if target >= 32 else 4
-    shorter = -(-7 * target // (8 * multiple)) * multiple
+    parts = (-(-n * target // (32 * multiple)) * multiple for n in (26, 27, 28))
+    shorter = sorted({length for length in parts if length < target})
     above = [b for b in buckets_up_to(limit, LENGTH_BUCKETS) if b > target]
-    return [min(shorter, target), target, *above]
+    return [*shorter, target, *above]

@@ -363,8 +363,11 @@ class _Run:
             if old == new:
                 continue
             if isinstance(old, list) and isinstance(new, list):  # files
-                pairs = [f for f in (*old, *new) if f not in old or f not in new]
-                old, new = "other files", f"{pairs[0][0]} differs or is not among both"
+                others = [f for f in (*old, *new) if f not in old or f not in new]
+                if others:
+                    old, new = "other files", f"{others[0][0]} differs or is not among both"
+                else:
+                    old, new = "these files", "another order of them"
             raise DataError(
                 f"{self.folder} {was} with {key}={old}, now it is {new}; choose another folder, or "
                 "remove this one"

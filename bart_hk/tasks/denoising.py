@@ -214,12 +214,12 @@ class Denoising(TextWriting):
         return unread_noise(config)
 
     def fingerprint(self) -> dict[str, Any]:
-        """The stores' digests."""
+        """The stores' digests, those of a shard together."""
         found = {}
         for role, shards in (("train", self._stores), ("valid", [self._valid_stores])):
-            digests = [store.digest() for stores in shards for store in stores.values()]
-            if digests:
-                found[role] = " ".join(digests)
+            digests = [" ".join(store.digest() for store in shard.values()) for shard in shards]
+            if any(digests):
+                found[role] = ", ".join(digests)
         return found
 
     def texts(self) -> Iterable[str]:

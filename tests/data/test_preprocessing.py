@@ -210,6 +210,8 @@ def test_a_changed_text_is_refused(texts, tmp_path, stopping, monkeypatch):
         run(texts, out, split=Split(0.3))
     with pytest.raises(DataError, match="was begun with tokenizer=None, now it is other; choose a"):
         run(texts, out, settings={"tokenizer": "other"})
+    with pytest.raises(DataError, match="with train=these files, now it is another order of them"):
+        preprocess(find_files([texts])[::-1], out, encoder, workers=1, chunk=500, split=Split(0.2))
     (texts / "e.txt").write_text("new\n")
     with pytest.raises(DataError, match="e.txt differs or is not among both"):
         run(texts, out)

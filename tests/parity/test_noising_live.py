@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from bart_hk.data.draws import KeyedDraws
 from bart_hk.data.noising import word_starts
@@ -29,6 +30,18 @@ def plain_rows(rng: random.Random) -> list[list[int]]:
             FULL_STOP if rng.random() < 0.1 else rng.choice(tokens)
             for _ in range(rng.randint(40, 60))
         ]
+        rows.append([BOS, *inner, EOS])
+    return rows
+
+
+def telling_rows(rng: random.Random) -> list[list[int]]:
+    """Four sentences of seven tokens, all different but for the full stops: what moved or is gone
+    can be told."""
+    tokens = [i for i in range(4, MASK) if i != FULL_STOP]
+    rows = []
+    for _ in range(ROWS):
+        drawn = iter(rng.sample(tokens, 24))
+        inner = [FULL_STOP if i % 7 == 6 else next(drawn) for i in range(28)]
         rows.append([BOS, *inner, EOS])
     return rows
 
@@ -64,14 +77,25 @@ def answers(oracle, pieces, tmp_path_factory) -> dict[str, Any]:
         }
         for name in ("bart", "infilling_token_by_token", "token_masking_random", "everything")
     ]
+    telling = [
+        {
+            "name": name,
+            "options": OPTIONS[name],
+            "vocab_size": VOCAB_SIZE,
+            "rows": telling_rows(rng),
+        }
+        | {"word_starts": [1] * VOCAB_SIZE if name == "infilling" else None}
+        for name in ("infilling", "permute_sentences")
+    ]
     TextEncoder.gpt2().save(folder / "gpt2")
     pieces.save(folder / "pieces")
     (folder / "cases.json").write_text(json.dumps(given))
-    (folder / "many.json").write_text(json.dumps(many))
+    (folder / "many.json").write_text(json.dumps([*many, *telling]))
     oracle("oracle_noising.py", folder)
     return {
         "cases": given,
         "many": many,
+        "telling": telling,
         **{
             name: json.loads((folder / f"{name}.json").read_text())
             for name in ("answers", "sources", "defects", "tables")
@@ -115,7 +139,7 @@ def statistics(rows: list[list[int]], sources: list[list[int]]) -> dict[str, np.
 def test_own_draws_give_the_same_distribution(answers):
     """Means over 4,000 rows, within 4 standard errors of their difference."""
     told = 0
-    for many, sources in zip(answers["many"], answers["sources"], strict=True):
+    for many, sources in zip(answers["many"], answers["sources"], strict=False):
         rows = [np.array(row) for row in many["rows"]]
         draws = KeyedDraws(1, 1, np.arange(len(rows)))
         ours = statistics(many["rows"], [r.tolist() for r in noiser(many).rows(rows, draws)])
@@ -134,6 +158,48 @@ def test_own_draws_give_the_same_distribution(answers):
         assert max(distances(ours, theirs).values()) < 4, (many["name"], distances(ours, theirs))
         told += max(distances(different, theirs).values()) > 6
     assert told == len(answers["many"])  # another share of masks would have been seen
+
+
+def spans(row: list[int], source: list[int]) -> list[int]:
+    """How many tokens each mask stands for that is between two tokens of the row."""
+    place = {token: i for i, token in enumerate(row) if token != FULL_STOP}
+    kept = [place.get(token, -1) for token in source]
+    return [
+        min(kept[i + 1] - kept[i - 1] - 1, 9)
+        for i, token in enumerate(source)
+        if token == MASK and min(kept[i - 1], kept[i + 1]) >= 0
+    ]
+
+
+def order(row: list[int], source: list[int]) -> list[tuple[int, ...]]:
+    """Which of the row's sentences come first, second, ..."""
+    number = {token: i // 7 for i, token in enumerate(row[1:-1]) if token != FULL_STOP}
+    return [tuple(dict.fromkeys(number[token] for token in source if token in number))]
+
+
+@pytest.mark.parametrize(
+    ("kind", "seen", "other"),
+    [(0, spans, {"poisson_lambda": 2.6}), (1, order, {"permute_sentences": 0.75})],
+)
+def test_spans_and_orders_have_the_histogram_of_fairseqs(answers, kind, seen, other):
+    case, theirs = answers["telling"][kind], answers["sources"][len(answers["many"]) + kind]
+    rows = [np.array(row) for row in case["rows"]]
+
+    def histogram(sources) -> collections.Counter:
+        found = zip(case["rows"], map(list, sources), strict=True)
+        return collections.Counter(what for pair in found for what in seen(*pair))
+
+    def p_value(sources) -> float:
+        ours, expected = histogram(sources), histogram(theirs)
+        assert len(expected) > 8
+        keys = ours.keys() | expected.keys()
+        table = [[counter[key] for key in keys] for counter in (ours, expected)]
+        return scipy.stats.chi2_contingency(table).pvalue
+
+    draws = KeyedDraws(1, 1, np.arange(len(rows)))
+    assert p_value(noiser(case).rows(rows, draws)) > 1e-3
+    wrong = noiser({**case, "options": case["options"] | other})
+    assert p_value(wrong.rows(rows, draws)) < 1e-6
 
 
 def test_fairseq_noises_the_same_item_differently_and_ours_does_not(answers):

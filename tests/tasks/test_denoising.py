@@ -11,8 +11,9 @@ import optax
 import pytest
 
 from bart_hk.config import BARTConfig
+from bart_hk.data.batching import batch_rows, bucket, choose_buckets, plan_batches
 from bart_hk.data.documents import find_files
-from bart_hk.data.noising import PRESETS
+from bart_hk.data.noising import PRESETS, NoiseConfig, word_starts
 from bart_hk.data.preprocessing import preprocess
 from bart_hk.data.readers import DataError
 from bart_hk.data.store import write_store
@@ -20,6 +21,7 @@ from bart_hk.model import BART
 from bart_hk.tasks.denoising import Denoising, DenoisingConfig, noise_config
 from bart_hk.tasks.losses import CrossEntropyConfig
 from bart_hk.text import TextEncoder, train_bpe
+from bart_hk.training.throughput import batch_costs
 
 WORDS = "the cat sat on a mat and saw his dog under that old tree".split()
 ENCODER = train_bpe([" ".join(WORDS) + "."] * 5, 300)
@@ -37,7 +39,13 @@ MODEL = BARTConfig(
 )
 
 
-def write(folder: Path, documents: int = 60, seed: int = 0, valid: int = 10) -> Path:
+def write(
+    folder: Path,
+    documents: int = 60,
+    seed: int = 0,
+    valid: int = 10,
+    encoder: TextEncoder = ENCODER,
+) -> Path:
     """A data folder; every document has 6 lines of 3 to 7 words and a full stop."""
     rng = np.random.default_rng(seed)
 
@@ -52,7 +60,7 @@ def write(folder: Path, documents: int = 60, seed: int = 0, valid: int = 10) -> 
     if valid:
         (folder / "valid.txt").write_text(text(valid))
         held = find_files([folder / "valid.txt"])
-    preprocess(files, folder, lambda: ENCODER, valid=held, workers=1)
+    preprocess(files, folder, lambda: encoder, valid=held, workers=1)
     return folder
 
 
@@ -93,6 +101,28 @@ def test_a_batch_asks_for_the_text_behind_the_noise(data):
         assert previous[row][: len(tokens)].tolist() == [tokens[-1], *tokens[:-1]]
         hidden += (source[row] == ENCODER.mask_id).sum()
     assert hidden > 10
+
+
+def test_both_sides_are_padded_by_less_than_a_tenth(tmp_path):
+    """Sources are shorter than their targets, and by how much hangs on the noise. Half of the
+    blocks are full, the others where documents end."""
+    folder, rng = write(tmp_path / "data", documents=1, valid=0), np.random.default_rng(0)
+    sizes = np.where(rng.random(4000) < 0.5, 254, rng.integers(8, 255, 4000))
+    words = np.flatnonzero(word_starts(ENCODER.bpe, ENCODER.dictionary))
+    tokens = rng.choice(words[words > MODEL.eos_token_id + 1], sizes.sum())
+    tokens[np.cumsum(sizes) - 1] = MODEL.eos_token_id
+    write_store(folder / "train", tokens, sizes, 300)
+    model = MODEL.replace(max_source_positions=256, max_target_positions=256)
+    made = encoded(folder, model, tokens_per_sample=256, sample_break_mode="eos")
+    buckets = choose_buckets(made.train.lengths)
+    batches = []
+    for rows in plan_batches(made.train.lengths, max_tokens=4096, buckets=buckets, shuffle=(1, 1)):
+        length = bucket(int(made.train.lengths[rows].max()), buckets)
+        batches.append(made.train.batch(rows, length, batch_rows(length, max_tokens=4096)))
+    costs = batch_costs(MODEL, batches)
+    assert 0.05 < costs["padding"] / costs["positions"] < 0.1
+    shapes = {(b["src_tokens"].shape, b["target"].shape) for b in batches}
+    assert len(shapes) <= 3 * len(buckets)  # each is a program
 
 
 def test_an_encoder_alone_is_asked_in_place_for_what_was_replaced(data):
@@ -152,6 +182,29 @@ def test_noise_is_of_the_epoch_and_the_row_alone(data):
     assert sum(np.array_equal(a, b) for a, b in zip(sources, others, strict=True)) < 3
     seeded, _ = encoded(data, seed=2).train.pairs(np.arange(20))
     assert sum(np.array_equal(a, b) for a, b in zip(sources, seeded, strict=True)) < 3
+
+
+def test_the_noise_is_of_the_tokenizers_own_words_and_full_stops(tmp_path):
+    """B7, and sentences that end otherwise than with fairseq's token "13"."""
+    few = train_bpe([" ".join(WORDS) + "."] * 5, 270)
+    assert max(len(few.encode(" " + word)) for word in WORDS) > 3
+    folder = write(tmp_path / "data", encoder=few)
+    made = task(folder, noise="token_masking", mask=0.4, mask_length="word")
+    made.encode(few, MODEL)
+    for source, target in zip(*made.train.pairs(np.arange(20)), strict=True):
+        parts = np.split(source, np.flatnonzero(source == few.mask_id))
+        left = " ".join(few.decode(part[part != few.mask_id]) for part in parts)
+        whole = few.decode(target)
+        words, left = (text.replace(".", " . ").split()[1:-1] for text in (whole, left))
+        assert set(left) <= set(words) and len(left) < len(words)
+    made = task(folder, noise="sentence_permutation")
+    made.encode(few, MODEL)
+    moved = 0
+    for source, target in zip(*made.train.pairs(np.arange(20)), strict=True):
+        one, other = ([s.strip() for s in few.decode(r).split(".")] for r in (source, target))
+        assert sorted(one) == sorted(other)
+        moved += one != other
+    assert moved > 4  # blocks have two or three sentences
 
 
 def test_validation_noise_never_changes(data):
@@ -263,6 +316,13 @@ def test_languages_end_their_blocks(tmp_path):
 
 
 def test_presets_and_what_replaces_their_values():
+    # The authors' command (fairseq's issue 1899) and the paper's section 2.
+    infilling = {"mask": 0.3, "mask_length": "span-poisson", "replace_length": 1}
+    for name, rest in (
+        ("bart", {"mask_random": 0.1, "poisson_lambda": 3.5, "permute_sentences": 1.0}),
+        ("paper", {"poisson_lambda": 3.0, "permute_sentences": 1.0}),
+    ):
+        assert vars(PRESETS[name]) == vars(NoiseConfig()) | infilling | rest
     assert noise_config(DenoisingConfig()) == PRESETS["bart"]
     config = DenoisingConfig(noise="paper", mask=0.35, rotate=0.1)
     assert noise_config(config) == PRESETS["paper"].__class__(
@@ -321,6 +381,11 @@ def test_the_fingerprint_is_that_of_the_stores(data, tmp_path):
     assert task(data).fingerprint().keys() == {"train", "valid"}
     other = write(tmp_path / "other", seed=1)
     assert task(data).fingerprint()["train"] != task(other).fingerprint()["train"]
+    # Two shards, an epoch of each in turn, are not two corpora of every epoch.
+    shutil.copytree(data, tmp_path / "both" / "one")
+    shutil.copytree(other, tmp_path / "both" / "two")
+    corpora, shards = task(tmp_path / "both"), task(f"{data}:{other}")
+    assert corpora.fingerprint()["train"] != shards.fingerprint()["train"]
 
 
 # --- What is wrong --------------------------------------------------------------------------------

@@ -1,23 +1,24 @@
-"""Three kills; `python tools/kill_a_run.py FOLDER ...` makes as many as one likes."""
+"""Two kills; `python tools/kill_a_run.py FOLDER ...` makes as many as one likes."""
 
 import json
 
 import pytest
 
-from tests.training.conftest import MODEL, write_sentences
+from tests.tasks.test_denoising import write
+from tests.training.conftest import MODEL
 from tools import kill_a_run
 
 
 @pytest.fixture
 def overrides(tmp_path):
-    write_sentences(tmp_path / "train.tsv", 96, seed=0)
-    write_sentences(tmp_path / "valid.tsv", 24, seed=1)
     return [
-        f"task.data={tmp_path}",
-        "task.vocab_size=280",
+        "task=denoising",
+        f"task.data={write(tmp_path / 'data')}",
+        "task.tokens_per_sample=38",
         *(f"model.{key}={value}" for key, value in MODEL.items() if key != "_name"),
         "dataset.batch_size=16",
         "dataset.length_buckets=[40]",
+        "dataset.num_workers=1",
         "optimization.max_epoch=3",
         "optimization.lr=0.01",
         "common.log_interval=2",
@@ -30,8 +31,8 @@ def overrides(tmp_path):
 def test_a_run_survives_kills(tmp_path, overrides, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     runs = tmp_path / "runs"
-    assert kill_a_run.main([str(runs), "--kills", "3", *overrides]) == 0
-    assert "3 kills" in capsys.readouterr().out
+    assert kill_a_run.main([str(runs), "--kills", "2", *overrides]) == 0
+    assert "2 SIGKILLs" in capsys.readouterr().out
     # And it would see a difference.
     assert kill_a_run.differences(runs / "whole", runs / "killed_0") == []
     lines = (runs / "whole" / "log.jsonl").read_text().splitlines()
