@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from bart_hk.cli.train import register
 from bart_hk.tasks.glue import GLUE
+from bart_hk.text.sentencepiece import SHIFTED_LAYOUTS
 from bart_hk.training.config import complete
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -69,6 +70,7 @@ def test_summarisation_is_as_published(name, updates, freq):
     config = composed(name)
     task, criterion = config.task, config.criterion
     assert task._name == "translation" and task.truncate_source and task.skip_invalid_size_inputs
+    assert task.prepend_bos is False  # fairseq-preprocess puts no <s> before a text
     assert criterion._name == "label_smoothed_cross_entropy" and criterion.label_smoothing == 0.1
     assert config.optimization.lr == 3e-5 and config.optimization.clip_norm == 0.1
     assert config.optimization.update_freq == 8 * freq and config.dataset.max_tokens == 2048
@@ -101,11 +103,36 @@ def test_mbart_is_as_published():
     task, adam, schedule = config.task, config.optimizer, config.lr_scheduler
     assert task._name == "translation_from_pretrained_bart"
     assert (task.source_lang, task.target_lang) == ("en_XX", "ro_RO")
+    # Their --langs: the checkpoint has them, and so do tokenizers that have no dictionary.
+    assert ",".join(SHIFTED_LAYOUTS["MBartTokenizer"]) == (
+        "ar_AR,cs_CZ,de_DE,en_XX,es_XX,et_EE,fi_FI,fr_XX,gu_IN,hi_IN,it_IT,ja_XX,kk_KZ,ko_KR,lt_LT,"
+        "lv_LV,my_MM,ne_NP,nl_XX,ro_RO,ru_RU,si_LK,tr_TR,vi_VN,zh_CN"
+    )
+    assert config.criterion._name == "label_smoothed_cross_entropy"
     assert config.criterion.label_smoothing == 0.2 and config.common.seed == 222
     assert (adam.adam_betas, adam.adam_eps, adam.weight_decay) == ([0.9, 0.98], 1e-6, 0.0)
     assert schedule._name == "polynomial_decay"
     assert (schedule.total_num_update, schedule.warmup_updates) == (40000, 2500)
+    assert config.optimization.max_update == 40000 and config.optimization.clip_norm == 0
     assert config.optimization.lr == 3e-5 and config.optimization.update_freq == 2
     assert config.dataset.max_tokens == 1024 and config.dataset.batch_size is None
     assert (config.model.dropout, config.model.attention_dropout) == (0.3, 0.1)
     assert config.model.encoder_normalize_before and config.model.decoder_normalize_before
+
+
+def test_squad_is_as_its_header_says():
+    """Published are the results alone; windows and epochs are BERT's, the rest is GLUE's."""
+    config = composed("squad")
+    task, adam, schedule = config.task, config.optimizer, config.lr_scheduler
+    assert task._name == config.criterion._name == "question_answering"
+    assert (task.max_positions, task.doc_stride, task.max_question_length) == (384, 128, 64)
+    assert config.optimization.lr == 1.5e-5 and config.optimization.max_epoch == 2
+    assert config.dataset.batch_size * config.optimization.update_freq == 48
+    assert config.optimization.max_update == 0 and config.optimization.clip_norm == 0
+    assert (schedule._name, schedule.warmup_ratio) == ("polynomial_decay", 0.06)
+    assert (adam.adam_betas, adam.adam_eps, adam.weight_decay) == ([0.9, 0.98], 1e-8, 0.01)
+    assert (config.model.dropout, config.model.attention_dropout) == (0.1, 0.1)
+    assert config.checkpoint.restore_file == "bart.large"
+    assert config.checkpoint.best_checkpoint_metric == "f1"
+    header = (CONF / "experiment" / "squad.yaml").read_text().partition("defaults:")[0]
+    assert "Published: EM 88.8, F1 94.6 (1.1, dev file); 86.1 and 89.2 (2.0)" in header

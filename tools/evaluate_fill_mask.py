@@ -77,14 +77,13 @@ def clozes(folder: Path, encoder: TextEncoder, count: int, seed: int) -> list[Cl
     return found
 
 
-def level_of(sizes: Sequence[int], total: int) -> int:
-    """How many each gives, if it has as many, so that all give `total` or nearly so."""
-    left = total
-    for number, size in enumerate(sorted(sizes)):
-        if size * (len(sizes) - number) >= left:
-            return left // (len(sizes) - number)
-        left -= size
-    return max(sizes)
+def quotas(sizes: Sequence[int], total: int) -> list[int]:
+    """How many each gives of what it has, alike as far as they can, so that all give `total`."""
+    given = [0] * len(sizes)
+    for _ in range(min(total, sum(sizes))):
+        open_ = [i for i, size in enumerate(sizes) if given[i] < size]
+        given[min(open_, key=given.__getitem__)] += 1
+    return given
 
 
 def most_frequent(folder: Path, encoder: TextEncoder) -> list[str]:
@@ -130,8 +129,10 @@ def main() -> None:
     asked = {
         name: clozes(path, bart.text, given.sentences, given.seed) for name, path in folders.items()
     }
-    level = level_of([len(those) for those in asked.values()], given.sentences)
-    asked = {name: those[:level] for name, those in asked.items()}
+    shared = quotas([len(those) for those in asked.values()], given.sentences)
+    asked = {
+        name: those[:count] for (name, those), count in zip(asked.items(), shared, strict=True)
+    }
     answers = {
         "most frequent words": {
             name: [most_frequent(path, bart.text)] * len(asked[name])

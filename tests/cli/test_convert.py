@@ -1,5 +1,6 @@
 """`bart-hk-convert`: every direction, bit for bit; what cannot be said is refused."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from bart_hk.checkpoint.huggingface import read_model, write_model
 from bart_hk.checkpoint.model_files import HeadFiles
+from bart_hk.checkpoint.tree import parameter_shapes
 from bart_hk.cli.convert import main
 from bart_hk.config import BARTConfig
 from bart_hk.hub.opening import open_model
@@ -216,12 +218,25 @@ def test_fairseq_has_no_shards(native, tmp_path, capsys):
 
 
 def test_a_student_keeps_some_layers(native, tmp_path, capsys):
-    arguments = ["--to", "native", "--encoder-layers", "1"]
-    assert main([str(native), str(tmp_path / "student"), *arguments]) == 0
+    deep = CONFIG.replace(encoder_layers=4, decoder_layers=6)
+    teacher = random_params(deep)
+    write_model(tmp_path / "teacher", deep, teacher, HEADS, also=TEXT.save)
+    arguments = ["--to", "native", "--encoder-layers", "2", "--decoder-layers", "3"]
+    assert main([str(tmp_path / "teacher"), str(tmp_path / "student"), *arguments]) == 0
     stored = read_model(tmp_path / "student")
-    assert (stored.config.encoder_layers, stored.config.decoder_layers) == (1, 1)
-    kept = {path for path in random_params(CONFIG) if not path.startswith("encoder/layers_1/")}
-    assert stored.params.keys() == kept and stored.heads.keys() == HEADS.keys()
+    assert stored.config == deep.replace(encoder_layers=2, decoder_layers=3)
+    kept = {"encoder": (0, 3), "decoder": (0, 2, 5)}
+
+    def source(path: str) -> str:
+        return re.sub(
+            r"^(encoder|decoder)/layers_(\d+)",
+            lambda found: f"{found[1]}/layers_{kept[found[1]][int(found[2])]}",
+            path,
+        )
+
+    expected = {path: teacher[source(path)] for path in parameter_shapes(stored.config)}
+    assert_equal_trees(stored.params, expected)
+    assert stored.heads.keys() == HEADS.keys()
     arguments = ["--to", "native", "--decoder-layers", "2"]
     assert main([str(native), str(tmp_path / "other"), *arguments]) == 2
     assert "--decoder-layers 2: 2 layers cannot be taken from 1" in capsys.readouterr().err

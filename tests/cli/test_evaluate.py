@@ -89,18 +89,18 @@ def test_classes(model, bart, here, capsys):
     found = {name: entry["value"] for name, entry in about["metrics"].items()}
     pairs = list(zip(labels, predicted, strict=True))
     assert found["accuracy"] == pytest.approx(100 * sum(a == b for a, b in pairs) / 60)
+    classes = ["bad", "good", "mixed"]
     each = [
         2 * pairs.count((name, name)) / (labels.count(name) + predicted.count(name))
-        for name in ("bad", "good", "mixed")
+        for name in classes
     ]
     assert found["f1"] == pytest.approx(100 * sum(each) / 3)
     assert -100 < found["mcc"] < 100
     for entry in about["metrics"].values():
         assert entry["low"] < entry["value"] < entry["high"]
-    assert np.sum(about["confusion"]) == 60 and about["labels"] == ["bad", "good", "mixed"]
-    assert np.trace(about["confusion"]) == sum(
-        a == b for a, b in zip(labels, predicted, strict=True)
-    )
+    counts = [[pairs.count((true, answer)) for answer in classes] for true in classes]
+    assert about["labels"] == classes and about["confusion"] == counts
+    assert counts != np.transpose(counts).tolist()
     assert f"accuracy    {found['accuracy']:6.2f}" in out and "60 rows of" in out
     records = read(here / "evaluation-dev" / "predictions.jsonl")
     assert [record["prediction"] for record in records] == predicted
@@ -121,6 +121,20 @@ def test_classes(model, bart, here, capsys):
     assert sorted(p.name for p in (here / "o").iterdir()) == [
         *("metrics.json", "predictions.jsonl", "worst.jsonl")
     ]
+
+
+def test_the_figure_of_a_confusion_matrix():
+    figure = judging.confusion_figure(np.array([[3, 1], [0, 4]]), ["no", "yes"])
+    (axes,) = figure.axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
+    for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert [tick.get_text() for tick in ticks] == ["no", "yes"]
+    cells = {text.get_position(): (text.get_text(), text.get_color()) for text in axes.texts}
+    assert cells == {
+        **{(0, 0): ("3", "white"), (1, 0): ("1", "black")},
+        **{(0, 1): ("0", "black"), (1, 1): ("4", "white")},
+    }
+    assert axes.images[0].get_array().tolist() == [[0.75, 0.25], [0, 1]]
 
 
 def test_numbers_and_several_labels(model, bart, here, capsys):
@@ -183,7 +197,6 @@ def test_texts(model, bart, here, capsys):
     (here / "test.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     options = ("--beam", 2, "--max-len-b", 6, "--samples", 100)
     out = run(capsys, model, here / "test.jsonl", "--texts", *options)
-    assert "nrefs:var|case:mixed|eff:no|tok:13a|smooth:exp|version:" in out
     assert "files2rouge" in out
     found = read(here / "evaluation-test" / "predictions.jsonl")
     assert [record["prediction"] for record in found] == written
@@ -192,13 +205,19 @@ def test_texts(model, bart, here, capsys):
     from sacrebleu.metrics import BLEU
 
     references = [[r["target"][0] for r in records], [(r["target"] + [None])[1] for r in records]]
-    assert about["bleu"]["value"] == pytest.approx(BLEU().corpus_score(written, references).score)
+    bleu = BLEU()
+    assert about["bleu"]["value"] == pytest.approx(bleu.corpus_score(written, references).score)
+    assert f"BLEU: {bleu.get_signature()}\n" in out
     assert about["rouge1"]["low"] <= about["rouge1"]["value"] <= about["rouge1"]["high"]
     assert read(here / "evaluation-test" / "worst.jsonl")[0]["source"] == sources[0]
     # The same from two files of lines.
     (here / "lines.source").write_text("".join(f"{text}\n" for text in sources))
     (here / "lines.target").write_text("".join(f"{r['target'][0]}\n" for r in records))
-    run(capsys, model, here / "lines.source", "--texts", *options, "--metrics", "bleu")
+    out = run(capsys, model, here / "lines.source", "--texts", *options, "--metrics", "bleu")
+    bleu.corpus_score(written, references[:1])
+    assert f"BLEU: {bleu.get_signature()}\n" in out
+    bleu.corpus_score(written, references[:1] * 2)
+    assert judging._about_metrics(["bleu"], [2] * 8) == [f"BLEU: {bleu.get_signature()}"]
     found = read(here / "evaluation-lines" / "predictions.jsonl")
     assert [record["prediction"] for record in found] == written
     for end, name in (("en", "source"), ("de", "target")):

@@ -53,8 +53,6 @@ WITHOUT_KEY = {
     "keep-interval-updates",
     "no-epoch-checkpoints",
     "distributed-world-size",
-    "encoder-learned-pos",
-    "decoder-learned-pos",
     "dataset-impl",
     "bpe",
 }
@@ -95,7 +93,7 @@ def test_the_authors_command_flag_by_flag(data, monkeypatch, capsys, size):  # n
     compared = 0
     for flag, value in flags().items():
         if flag in WITHOUT_KEY:
-            assert flag in text or flag.endswith(("learned-pos", "world-size", "log-format"))
+            assert flag in text or flag.endswith(("world-size", "log-format"))
             continue
         keys = [RENAMED.get(flag)] if flag in RENAMED else []
         keys = keys or [k for k in config if k.partition(".")[2] == flag.replace("-", "_")]

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from bart_hk.checkpoint.huggingface import read_model
+from bart_hk.cli import summary
 from bart_hk.cli import train as cli
 
 ROWS = "".join(f"{'a good film' if i % 2 else 'a bad film'}\t{i % 2}\n" for i in range(16))
@@ -79,17 +80,28 @@ def test_the_command(data, monkeypatch):
     assert read_model(data / "out" / "second").config.encoder_embed_dim == 8
 
 
-def test_a_sweep_makes_a_directory_for_each_run(data, monkeypatch):
-    overrides = ["--multirun", "task.train=train.tsv", "common.seed=1,2", *TINY]
-    assert run(monkeypatch, *overrides, "checkpoint.save_dir=sweep") == 0
-    seeds = [
-        json.loads((data / "sweep" / run / "training" / "run.json").read_text())["common.seed"]
-        for run in "01"
-    ]
+def test_a_sweep_makes_a_directory_for_each_run(data, monkeypatch, capsys):
+    overrides = ["--multirun", "task.train=train.tsv", "task.valid=dev.tsv", *TINY]
+    overrides += ["common.seed=1,2", "optimization.lr=0.01", "checkpoint.save_dir=sweep"]
+    assert run(monkeypatch, *overrides) == 0
+    folders = [data / "sweep" / number for number in "01"]
+    seeds = [json.loads((f / "training" / "run.json").read_text())["common.seed"] for f in folders]
     assert seeds == [1, 2]
-    assert (data / "sweep/0/model.safetensors").read_bytes() != (
-        data / "sweep/1/model.safetensors"
-    ).read_bytes()
+    one, other = ((folder / "model.safetensors").read_bytes() for folder in folders)
+    assert one != other
+    # The table is of the validations that the logs end with.
+    logs = [json.loads((f / "log.jsonl").read_text().splitlines()[-1]) for f in folders]
+    found = [[log["loss"], log["accuracy"]] for log in logs]
+    capsys.readouterr()
+    assert summary.main(["sweep", "--tsv", "--by", "optimization.lr"]) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert rows[0] == ["run", "common.seed", "update", "loss", "accuracy"]
+    for number, row in enumerate(rows[1:3]):
+        values = [f"{value:.4g}" for value in found[number]]
+        assert row == [str(number), str(seeds[number]), "2", *values]
+    means = [f"{(a + b) / 2:.4g}" for a, b in zip(*found, strict=True)]
+    assert rows[4] == ["mean of 2, optimization.lr=0.01", "", "", *means]
+    assert len(rows) == 6
 
 
 def test_the_config_is_shown_with_fairseqs_groups(data, monkeypatch, capsys):

@@ -5,6 +5,7 @@ import gzip
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bart_hk.data import preprocessing
+from bart_hk.data import documents, preprocessing
 from bart_hk.data.documents import find_files
 from bart_hk.data.preprocessing import Counts, Split, preprocess
 from bart_hk.data.readers import DataError
@@ -76,7 +77,9 @@ def all_documents() -> set[tuple[str, ...]]:
     return {tuple(itertools.islice(lines, 5)) for _ in range(200)}
 
 
-def test_every_document_is_in_one_of_the_stores_and_apart(texts, tmp_path):
+@pytest.mark.parametrize("piece", [60, 1 << 20])  # characters that are held at once
+def test_every_document_is_in_one_of_the_stores_and_apart(texts, tmp_path, monkeypatch, piece):
+    monkeypatch.setattr(documents, "_PIECE", piece)
     counts = run(texts, tmp_path / "out")
     train = documents_of(lines_of(tmp_path / "out", "train"))
     valid = documents_of(lines_of(tmp_path / "out", "valid"))
@@ -219,8 +222,9 @@ def test_a_changed_text_is_refused(texts, tmp_path, stopping, monkeypatch):
     run(texts, out)
 
 
-def test_a_complete_folder_is_of_its_texts(texts, tmp_path):
-    run(texts, tmp_path / "out")
+def test_a_complete_folder_is_of_its_texts(texts, tmp_path, capsys):
+    run(texts, tmp_path / "out", progress=True)
+    assert re.search(r"encoding: 100%\|█+\| ([\d.]+k)/\1 ", capsys.readouterr().err)
     before = (tmp_path / "out" / "train.bin").stat().st_mtime_ns
     run(texts, tmp_path / "out")
     assert (tmp_path / "out" / "train.bin").stat().st_mtime_ns == before

@@ -176,6 +176,9 @@ def test_noise_is_of_the_epoch_and_the_row_alone(data):
     shuffled, _ = again.train.pairs(order)
     for row, source in zip(order, shuffled, strict=True):
         assert np.array_equal(source, sources[row])
+    for host in range(2):  # each of which reads every other row
+        part, _ = encoded(data).train.pairs(np.arange(host, 20, 2))
+        assert all(np.array_equal(a, b) for a, b in zip(part, sources[host::2], strict=True))
     made.begin_epoch(2)
     others, same = made.train.pairs(np.arange(20))
     assert all(np.array_equal(a, b) for a, b in zip(targets, same, strict=True))

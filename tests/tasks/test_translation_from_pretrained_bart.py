@@ -1,4 +1,5 @@
-"""mBART's frame: in rows, in what is stored, and in what the hub then does."""
+"""mBART's frame: in rows, in what is stored, and in what the hub then does; the training of a model
+is in tests/training/test_translation.py."""
 
 import numpy as np
 import pytest
@@ -55,6 +56,19 @@ def test_the_hub_reads_and_writes_as_the_task(tmp_path):
     assert references[0] == ["cc"]
     long = bart.encode("aa bb cc dd " * 10, truncate=True)
     assert len(long) <= 20 and long[-2:].tolist() == [2, EN]
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [("[en_XX]", "[ro_RO]"), ("en_XX", "ro_RO"), ("__en_XX__", "__java__")],
+    ids=["fairseq", "transformers", "plbart"],
+)
+def test_symbols_of_languages(tmp_path, source, target):
+    encoder = ENCODER.insert_symbols([source, target])
+    task = make(tmp_path, source_lang=source.strip("[]_"), target_lang=target.strip("[]_"))
+    config = task.model_config(MODEL.replace(vocab_size=len(encoder.dictionary)), encoder)
+    assert config.decoder_start_token_id == encoder.dictionary.index(target)
+    assert task.extras()["source_suffix"] == [encoder.dictionary.index(source)]
 
 
 def test_languages_have_to_be_known(tmp_path):

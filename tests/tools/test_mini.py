@@ -145,11 +145,16 @@ def test_shares():
 
 
 @pytest.mark.parametrize(
-    ("sizes", "total", "level"),
-    [([500, 500], 100, 50), ([20, 500, 60], 100, 40), ([20, 500, 60], 200, 120), ([3, 5], 100, 5)],
+    ("sizes", "total", "counts"),
+    [
+        ([500, 500], 101, [51, 50]),
+        ([20, 500, 60], 100, [20, 40, 40]),
+        ([20, 500, 60], 200, [20, 120, 60]),
+        ([3, 5], 100, [3, 5]),
+    ],
 )
-def test_what_one_corpus_lacks_the_others_give(sizes, total, level):
-    assert evaluate_fill_mask.level_of(sizes, total) == level
+def test_what_one_corpus_lacks_the_others_give(sizes, total, counts):
+    assert evaluate_fill_mask.quotas(sizes, total) == counts
 
 
 def test_data_without_held_out_documents(tmp_path):

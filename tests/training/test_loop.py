@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -130,12 +131,27 @@ def test_a_criterion_of_another_task(configured, tmp_path):
         train(configured(tmp_path / "run", criterion={"_name": "cross_entropy"}))
 
 
-def test_deep_options_train_the_same_model(configured, tmp_path):
+def runs_seen(monkeypatch) -> list[loop.Run]:
+    """Of each update, the run."""
+    seen, plain = [], loop.Run._update
+
+    def update(self: loop.Run, *given) -> None:
+        seen.append(self)
+        plain(self, *given)
+
+    monkeypatch.setattr(loop.Run, "_update", update)
+    return seen
+
+
+def test_deep_options_train_the_same_model(configured, tmp_path, monkeypatch):
+    seen = runs_seen(monkeypatch)
     deep = {"checkpoint_activations": True, "stack_layers": True}
     quiet = {"model": MODEL | {"encoder_layers": 2, "decoder_layers": 2}}
     for name, options in (("plain", {}), ("deep", deep)):
         limits = {"max_update": 4, "lr": 1e-3, **options}
         train(configured(tmp_path / name, optimization=limits, **quiet))
+    for run, asked in ((seen[0], False), (seen[-1], True)):
+        assert (run.bart.checkpoint_activations, run.bart.stack_layers) == (asked, asked)
     for plain, other in zip(leaves(tmp_path / "plain"), leaves(tmp_path / "deep"), strict=True):
         np.testing.assert_allclose(plain, other, atol=2e-5)
 
@@ -253,9 +269,12 @@ def test_other_classes_get_a_new_head_where_asked(configured, finished, tmp_path
     assert head.labels == ["a", "b", "c"] and head.num_classes == 3
 
 
-def test_bfloat16_computes_but_does_not_store(configured, tmp_path):
+def test_bfloat16_computes_but_does_not_store(configured, tmp_path, monkeypatch):
+    seen = runs_seen(monkeypatch)
     result = train(configured(tmp_path / "run", common={"bf16": True}))
-    assert np.isfinite(result.valid["loss"])
+    assert np.isfinite(result.valid["loss"]) and seen[0].bart.dtype == np.dtype(jnp.bfloat16)
+    kept = {leaf.dtype for leaf in jax.tree.leaves(seen[0].state) if leaf.ndim}
+    assert kept == {np.dtype(np.float32)}  # parameters and moments
     assert {a.dtype for a in leaves(tmp_path / "run")} == {np.dtype(np.float32)}
 
 

@@ -31,6 +31,15 @@ def tagging(folder, draw, count):
     return folder.with_suffix(".txt"), "\n\n".join(sentences)
 
 
+def several(folder, draw, count):
+    """The colours of a text, of which there may be none."""
+    rows = []
+    for _ in range(count):
+        words = draw.sample(COLOURS + BEASTS, draw.randint(1, 4))
+        rows.append(f"{' '.join(words)}\t{','.join(w for w in words if w in COLOURS)}")
+    return folder.with_suffix(".tsv"), "\n".join(["text\tlabel", *rows])
+
+
 def questions(folder, draw, count):
     """What colour the text names."""
     paragraphs = []
@@ -45,21 +54,22 @@ def questions(folder, draw, count):
 
 
 CASES = {
-    "sentence_ranking": (ranking, "accuracy", 50.0),
-    "token_classification": (tagging, "f1", 60.0),
-    "question_answering": (questions, "exact_match", 35.0),
+    "sentence_ranking": (ranking, "accuracy", 50.0, {}),
+    "token_classification": (tagging, "f1", 60.0, {}),
+    "question_answering": (questions, "exact_match", 35.0, {}),
+    "sentence_prediction": (several, "accuracy", 35.0, {"multi_label": True}),
 }
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_it_learns_and_the_hub_answers(name, tmp_path):
-    make, metric, chance = CASES[name]
+    make, metric, chance, options = CASES[name]
     for split, count, seed in (("train", 160, 0), ("valid", 24, 1)):
         path, content = make(tmp_path / split, random.Random(seed), count)
         path.write_text(content + "\n")
     result = train(
         {
-            "task": {"_name": name, "data": str(tmp_path), "vocab_size": 300},
+            "task": {"_name": name, "data": str(tmp_path), "vocab_size": 300, **options},
             "model": MODEL,
             "dataset": {"batch_size": 16, "length_buckets": [16]},
             "optimization": {"lr": 1e-2, "max_epoch": 12},
@@ -76,6 +86,13 @@ def test_it_learns_and_the_hub_answers(name, tmp_path):
         words = ["red", "dog", "blue"]
         assert [word for word, _ in bart.tag(words)] == words
         assert bart.tag(words)[0][1] == "B-C" or result.valid[metric] < 99
+    elif name == "sentence_prediction":
+        lines = (tmp_path / "valid.tsv").read_text().splitlines()[1:]
+        texts, labels = zip(*(line.split("\t") for line in lines), strict=True)
+        found = [{label for label, _ in answer} for answer in bart.classify(list(texts))]
+        right = [a == set(filter(None, b.split(","))) for a, b in zip(found, labels, strict=True)]
+        assert 100 * np.mean(right) == pytest.approx(result.valid["accuracy"])
+        assert any(len(answer) > 1 for answer in found)
     else:
         context = "dog red cow"
         answer, score = bart.answer("colour", context)

@@ -1,6 +1,7 @@
 """`task=denoising` through the training loop."""
 
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import bart_hk
+from bart_hk.cli import convert
 from bart_hk.data.readers import DataError
 from bart_hk.data.store import write_store
 from bart_hk.data.workers import WorkerError
@@ -64,8 +66,27 @@ def test_it_learns(whole):
     assert {"nll_loss", "nll_loss_base2", "loss_base2", "ppl"} <= set(trained[0])
     assert trained[0]["loss"] > trained[0]["nll_loss"] * 0.9
     assert validated[-1]["ppl"] < 0.6 * trained[0]["ppl"] and validated[-1]["ppl"] > 1
-    assert all(0 <= line["data_wait"] < 1 for line in trained)
+    for line in trained:
+        assert line["ppl"] == pytest.approx(math.exp(line["nll_loss"]), rel=1e-6)
+        assert line["nll_loss_base2"] == pytest.approx(line["nll_loss"] / math.log(2), rel=1e-6)
+        assert line["loss_base2"] == pytest.approx(line["loss"] / math.log(2), rel=1e-6)
+        seconds = line["tokens"] / line["tokens_per_second"]
+        assert seconds == pytest.approx(line["seconds"], abs=1e-3)
+    # fairseq's: from 0.01 after one update of warm-up to 0, and the rate that the update used.
+    last = trained[-1]["update"]
+    rates = [1e-2 * (1 - (line["update"] - 2) / (last - 1)) for line in trained]
+    assert [line["lr"] for line in trained] == pytest.approx(rates, rel=1e-4)
     assert bart_hk.load(whole).encode("the cat sat.").size > 3
+
+
+def test_it_begins_with_fairseqs_checkpoint_as_with_our_folder(configured, whole, tmp_path):
+    assert convert.main([str(whole), str(tmp_path / "fairseq"), "--to", "fairseq"]) == 0
+    for name, source in (("one", whole), ("other", tmp_path / "fairseq" / "model.pt")):
+        restored = {"restore_file": str(source)}
+        train(configured(tmp_path / name, checkpoint=restored, optimization={"max_update": 2}))
+    models = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "other")]
+    assert models[0] == models[1] and logged(tmp_path / "one") == logged(tmp_path / "other")
+    assert logged(tmp_path / "one")[0]["loss"] < logged(whole)[0]["loss"] - 0.5
 
 
 def test_it_goes_on_with_the_same_noise_and_other_workers(configured, whole, tmp_path, monkeypatch):

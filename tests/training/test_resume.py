@@ -1,5 +1,6 @@
 """A run may be killed at any moment; the same command ends with the same bits."""
 
+import contextlib
 import errno
 import functools
 import json
@@ -13,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,16 @@ def test_an_average_goes_on_as_if_nothing_had_happened(configured, tmp_path, mon
     train(config)
     assert final_bytes(tmp_path / "parts") == final_bytes(tmp_path / "whole")
     assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
+
+
+@contextlib.contextmanager
+def no_file_beyond(size: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(configured, tmp_path, environment):
@@ -265,6 +276,23 @@ def test_where_there_is_no_room_nothing_is_begun(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="cannot save in .*update_2: No space left on device; what"):
         state.save(tmp_path, 2, tree(2), {})
     assert [path.name for path in tmp_path.iterdir()] == ["update_1"]
+
+
+def test_a_disk_that_fills_up_while_orbax_writes(tmp_path, monkeypatch):
+    state.save(tmp_path, 1, tree(1), {})
+    monkeypatch.setattr(state, "_check_room", lambda folder, size: None)
+    large = {"a": np.random.default_rng(0).normal(size=(1024, 1024))}
+    told = "cannot save in .*update_2: File too large; what was"
+    with no_file_beyond(1 << 20), pytest.raises(OSError, match=told):
+        state.save(tmp_path, 2, large, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["update_1"]
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path):
+    log = RunLog(tmp_path / "log.jsonl", 0, None, 1.0)
+    with no_file_beyond(20), pytest.raises(OSError, match="cannot write .*log.jsonl: File too lar"):
+        log.write("train", 1, loss=1.0)
+    log.close()
 
 
 def test_room_is_asked_of_the_file_system(tmp_path, monkeypatch):

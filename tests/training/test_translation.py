@@ -1,4 +1,4 @@
-"""task=translation through the training loop: what was learned is what the hub does."""
+"""Translation through the training loop: what was learned is what the hub does."""
 
 import json
 import random
@@ -6,9 +6,13 @@ import random
 import pytest
 
 import bart_hk
+from bart_hk.checkpoint.huggingface import write_model
 from bart_hk.tasks.translation import Translation
 from bart_hk.training.config import ConfigError
 from bart_hk.training.loop import train
+from tests.parameters import random_params
+from tests.tasks.test_translation import TABLE
+from tests.tasks.test_translation_from_pretrained_bart import CONFIG, EN, LANGUAGES, RO
 
 WORDS = {"ein": "a", "zwei": "two", "hund": "dog", "katze": "cat", "rot": "red"}
 
@@ -101,3 +105,39 @@ def test_it_begins_with_a_stored_model_and_other_tasks_leave_it_alone(texts, tmp
 def test_a_metric_that_nobody_asked_for(texts, tmp_path):
     with pytest.raises(ConfigError, match="=bleu is not reported, only .*; more with task.eval_bl"):
         train(config(texts, tmp_path / "run", 1, eval_bleu=False))
+
+
+def test_mbart_learns_texts_with_their_languages(tmp_path):
+    """By heart, so that a frame that differs in training, validation or the hub is seen."""
+    restored = CONFIG.replace(encoder_normalize_before=True, decoder_normalize_before=True)
+    write_model(tmp_path / "mbart", restored, random_params(restored, 0.3), also=LANGUAGES.save)
+    for name in ("train", "valid"):
+        (tmp_path / f"{name}.tsv").write_text(TABLE)
+    result = train(
+        {
+            "task": {
+                "_name": "translation_from_pretrained_bart",
+                "data": str(tmp_path),
+                "source_lang": "en_XX",
+                "target_lang": "ro_RO",
+                "eval_bleu": True,
+                "generation": {"beam": 1, "max_len_b": 16},
+            },
+            "model": {"dropout": 0.0},
+            "dataset": {"batch_size": 3, "length_buckets": [20], "validate_interval": 1000},
+            "optimization": {"lr": 1e-2, "max_epoch": 0, "max_update": 100},
+            "lr_scheduler": "fixed",
+            "common": {"no_progress_bar": True},
+            "checkpoint": {
+                "restore_file": str(tmp_path / "mbart"),
+                "save_dir": str(tmp_path / "run"),
+                "best_checkpoint_metric": "bleu",
+                "save_interval": 1000,
+            },
+        }
+    )
+    assert result.update == 100 and result.valid["bleu"] == pytest.approx(100)
+    bart = bart_hk.load(tmp_path / "run")
+    assert bart.config.decoder_start_token_id == RO and bart.encode("aa")[-1] == EN
+    sources, targets = zip(*(row.split("\t") for row in TABLE.splitlines()[1:]), strict=True)
+    assert bart.sample(list(sources), beam=1) == list(targets)
