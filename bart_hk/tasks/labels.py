@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,10 @@ def label_names(
     if not found:
         raise DataError(f"{path}: no {unit} has a label")
     if len(found) < 2 and not several:
+        numbers = " (for numbers to predict, set criterion.regression_target=true)"
         raise DataError(
-            f"{path}: every {unit} has the label {min(found)!r}; two classes at least are needed "
-            "(numbers to predict need criterion.regression_target=true)"
+            f"{path}: every {unit} has the label {min(found)!r}; two classes at least are needed"
+            + (numbers if unit == "row" else "")
         )
     if num_classes > 0 and num_classes != len(labels):
         raise DataError(
@@ -60,7 +61,7 @@ def label_names(
     return labels
 
 
-def check_label(label: str, labels: Sequence[str], given: bool, train: Path, where: str) -> None:
+def check_label(label: str, labels: Collection[str], given: bool, train: Path, where: str) -> None:
     """Refuses a label, of the place `where`, that is not one of `labels`.
 
     Args:

@@ -160,7 +160,7 @@ class SentencePrediction(TaskDefaults):
         given = bool(self.config.labels)
         for i, labels in enumerate(of_rows):
             for label in labels:
-                check_label(label, self.labels, given, self._train.path, examples.where(i))
+                check_label(label, ids, given, self._train.path, examples.where(i))
         if not self.config.multi_label:
             return np.array([ids[label] for (label,) in of_rows], np.int32)
         targets = np.zeros((len(of_rows), len(ids)), np.float32)
