@@ -26,6 +26,8 @@ from bart_hk.checkpoint.weights import WEIGHTS, float_dtype
 from bart_hk.hub.opening import open_model
 from bart_hk.text import TextEncoder
 
+_log = logging.getLogger(__name__)
+
 _FORMATS = {
     "hf": "config.json, model.safetensors and tokenizer files that transformers opens",
     "flax": "as hf, with the flax_model.msgpack of transformers' Flax models",
@@ -87,6 +89,14 @@ def convert(
     if dtype is not None:
         _cast(model, float_dtype(dtype))
     _WRITERS[to](destination, model, text, head, max_shard_size)
+    # mBART's own frame, which their tokenizers have, comes with a suffix.
+    plain = not model.extras.get("prepend_bos", True) and "source_suffix" not in model.extras
+    if to in ("hf", "flax", "fairseq") and plain:
+        _log.warning(
+            "%s was trained on texts without <s> (task.prepend_bos=false), and the tokenizers of "
+            "transformers and fairseq put one before each: leave it out there",
+            source,
+        )
 
 
 def _check_free(destination: Path) -> None:

@@ -1,6 +1,8 @@
 """`bart-hk-convert`: every direction, bit for bit; what cannot be said is refused."""
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -123,6 +125,18 @@ def test_a_head_for_transformers(native, tmp_path):
     model = read_model(out)
     assert model.heads["mood"].labels == ["sad", "glad"] and "topic" in model.heads
     assert '"BartForSequenceClassification"' in (out / "config.json").read_text()
+
+
+def test_texts_without_bos_are_mentioned_where_they_would_get_one(native, tmp_path, caplog):
+    shutil.copytree(native, tmp_path / "trained")
+    record = tmp_path / "trained" / "bart_hk.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"prepend_bos": False}))
+    for to in ("hf", "fairseq", "native"):
+        assert main([str(tmp_path / "trained"), str(tmp_path / to), "--to", to]) == 0
+    said = [message for message in caplog.messages if "was trained on texts without <s>" in message]
+    assert len(said) == 2
+    main([str(native), str(tmp_path / "plain"), "--to", "hf"])
+    assert len([message for message in caplog.messages if "without <s>" in message]) == 2
 
 
 def test_a_head_that_came_from_transformers_goes_back_unnamed(native, tmp_path):
