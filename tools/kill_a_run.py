@@ -1,7 +1,13 @@
 """Kills a training run at random moments and compares it with one that was left alone.
 
-    python tools/kill_a_run.py FOLDER --kills 20 experiment=pretrain_mini task.data=DATA \\
-        model.encoder_layers=1 model.decoder_layers=1 optimization.max_update=60 ...
+    python tools/kill_a_run.py FOLDER --kills 20 --seed 1 task=denoising task.data=DATA \\
+        task.tokens_per_sample=64 dataset.max_tokens=512 dataset.batch_size=null \\
+        dataset.length_buckets=[66] dataset.num_workers=2 dataset.validate_interval_updates=0 \\
+        model.encoder_layers=1 model.decoder_layers=1 model.encoder_embed_dim=64 \\
+        model.encoder_ffn_embed_dim=64 model.decoder_ffn_embed_dim=64 \\
+        model.encoder_attention_heads=4 model.decoder_attention_heads=4 model.dropout=0.1 \\
+        ema.store_ema=true checkpoint.save_interval_updates=7 common.log_interval=5 \\
+        optimization.lr=1e-3 optimization.max_update=60 lr_scheduler.total_num_update=60
 
 The arguments are bart-hk-train's, without checkpoint.save_dir. One run goes through in
 FOLDER/whole. Others go on in FOLDER/killed_N: each process gets a SIGKILL at a moment between its
