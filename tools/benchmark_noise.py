@@ -9,7 +9,8 @@ where none are named), cuts it into blocks of 512 tokens and noises them as BART
 batches of 16, 64 and 256 rows; where `.venv-oracle` is there, fairseq's `DenoisingDataset` does the
 same with the same blocks in turn. Times are medians with the fastest and the slowest; a block is
 512 tokens with `<s>` and `</s>`, and reading it from the store is part of both. `encode` says how
-many tokens a second the tokenizer alone gives, and how many `bart-hk-preprocess --workers 1`.
+many tokens a second `bart-hk-preprocess --workers 1` writes, and how many the tokenizer's library
+alone (tokenizers, sentencepiece) gives for the lines of the same texts.
 """
 
 import argparse
@@ -202,21 +203,34 @@ def fairseq_peer(folder: Path) -> None:
 
 
 def encode(texts: Sequence[str], rounds: int) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
     from bart_hk.data.documents import TextFile, find_files
     from bart_hk.data.preprocessing import Reader, Split, preprocess
     from bart_hk.text import TextEncoder, train_sentencepiece
+    from bart_hk.text.gpt2_bpe import gpt2_merges, gpt2_symbols
 
     # Loading the tokenizer, a second or less, is part of `preprocess`: take enough text.
     files: list[TextFile] = find_files(texts)
     chunks = [lines for _, lines in Reader(files, (), Split()).chunks()]
     lines = [line for chunk in chunks for line in chunk if line]
-    pieces = train_sentencepiece(lines[:20_000], 8192)
-    for name, encoder in (("GPT-2", TextEncoder.gpt2()), ("SentencePiece 8192", pieces)):
-        tokens = len(encoder.encode_flat(lines[:1000])[0])
+    gpt2, pieces = TextEncoder.gpt2(), train_sentencepiece(lines[:20_000], 8192)
+    vocabulary = {token: index for index, token in enumerate(gpt2_symbols())}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=list(gpt2_merges())))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
 
-        def alone(encoder: TextEncoder = encoder) -> None:
+    def of_gpt2(texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
+
+    for name, encoder, library in (
+        ("GPT-2", gpt2, of_gpt2),
+        ("SentencePiece 8192", pieces, pieces.bpe.indices),
+    ):
+        tokens = 0
+
+        def alone(library: Callable[[list[str]], Any] = library) -> None:
             for at in range(0, len(lines), 1000):
-                encoder.bpe.indices(lines[at : at + 1000])
+                library(lines[at : at + 1000])
 
         def whole(encoder: TextEncoder = encoder) -> None:
             with tempfile.TemporaryDirectory() as folder:
@@ -224,7 +238,7 @@ def encode(texts: Sequence[str], rounds: int) -> None:
                 nonlocal tokens
                 tokens = counts["train"].tokens
 
-        times = {"preprocess": repeated(whole, rounds), "the tokenizer": repeated(alone, rounds)}
+        times = {"preprocess": repeated(whole, rounds), "the library": repeated(alone, rounds)}
         for what, found in times.items():
             rates = sorted(tokens / seconds / 1e6 for seconds in found)
             median = statistics.median(rates)

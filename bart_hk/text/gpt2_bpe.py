@@ -9,6 +9,9 @@ vocabularies made elsewhere use the tokens themselves.
 import functools
 import gzip
 import io
+import itertools
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 
@@ -38,13 +41,38 @@ BYTE_ALPHABET = _byte_alphabet()
 _TO_LATIN1 = str.maketrans({character: chr(byte) for byte, character in BYTE_ALPHABET.items()})
 
 
+def _settled_words() -> tuple[re.Pattern, re.Pattern]:
+    """Finds what is outside of Latin, Greek, Cyrillic and their punctuation; cuts into words what
+    is within.
+
+    All versions of Unicode agree on what a letter is there, so GPT-2's expression gives here what
+    it gives in the library, whose Unicode is not Python's.
+    """
+    ranges = [(0, 0x377), (0x400, 0x527), (0x2010, 0x2027), (0x2030, 0x205E)]
+    characters = [chr(c) for first, last in ranges for c in range(first, last + 1)]
+    letters, digits = (
+        "".join(c for c in characters if unicodedata.category(c).startswith(kind)) for kind in "LN"
+    )
+    space = " \t-\r\x85\xa0"
+    words = (
+        f"'s|'t|'re|'ve|'m|'ll|'d| ?[{letters}]+| ?[{digits}]+| ?[^{space}{letters}{digits}]+"
+        f"|[{space}]+(?![^{space}])|[{space}]+"
+    )
+    inside = "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges)
+    return re.compile(f"[^{inside}]"), re.compile(words)
+
+
+_NOT_SETTLED, _WORDS = _settled_words()
+_KNOWN_SIZE = 1 << 21  # characters of the words that are remembered: some 70 MB
+
+
 class GPT2BPE:
     """Byte-level BPE between text and dictionary symbols.
 
     Args:
       symbols: the dictionary symbol of every token.
       merges: pairs of tokens, the most important first; each pair joined must be a token as well.
-      add_prefix_space: whether a text that does not start with white space gets a space first.
+      add_prefix_space: whether a text that does not start with a space gets one first.
     """
 
     def __init__(
@@ -71,13 +99,29 @@ class GPT2BPE:
         self._tokenizer = Tokenizer(
             models.BPE(vocab=vocabulary, merges=self.merges, unk_token=_UNKNOWN)
         )
-        self._tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+        self._tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        self._known: dict[str, list[int]] = {}  # indices of words
+        self._known_size = 0
 
     def indices(self, texts: Sequence[str]) -> list[list[int]]:
-        """Per text, the positions in `symbols` of its symbols; many texts use all cores."""
-        if len(texts) == 1:
-            return [self._tokenizer.encode(texts[0]).ids]
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+        """Per text, the positions in `symbols` of its symbols.
+
+        A word's tokens do not depend on its neighbours, and a text has far fewer words than tokens:
+        only new ones, and what `_settled_words` cannot cut, go to the library, all at once, which
+        uses all cores.
+        """
+        if self.add_prefix_space:
+            texts = [text if not text or text[0] == " " else f" {text}" for text in texts]
+        cut = [[text] if _NOT_SETTLED.search(text) else _WORDS.findall(text) for text in texts]
+        known = self._known  # other threads may begin another one
+        new = list(set().union(*cut).difference(known))
+        found = self._tokenizer.encode_batch_fast(new)
+        known.update((word, encoding.ids) for word, encoding in zip(new, found, strict=True))
+        self._known_size += sum(map(len, new))
+        if self._known_size > _KNOWN_SIZE:
+            self._known, self._known_size = {}, 0
+        chained = itertools.chain.from_iterable
+        return [list(chained(map(known.__getitem__, words))) for words in cut]
 
     def encode(self, text: str) -> str:
         """Text to symbols, separated by spaces: "Hello world" to "15496 995"."""

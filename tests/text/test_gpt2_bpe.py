@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
 
-from bart_hk.text import GPT2BPE, Dictionary, TextEncoder
-from bart_hk.text.gpt2_bpe import BYTE_ALPHABET, gpt2_symbols, read_merges
+from bart_hk.text import GPT2BPE, Dictionary, TextEncoder, gpt2_bpe
+from bart_hk.text.gpt2_bpe import BYTE_ALPHABET, gpt2_merges, gpt2_symbols, read_merges
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +158,51 @@ def test_prefix_space():
     tokens = {character: character for character in BYTE_ALPHABET.values()}
     bpe = GPT2BPE(tokens, [], add_prefix_space=True)
     assert bpe.encode("ab") == "\u0120 a b" and bpe.encode(" ab") == "\u0120 a b"
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["", "prefix"])
+def both(request) -> tuple[GPT2BPE, Tokenizer]:
+    """Ours, and the library's tokenizer alone, which splits texts itself."""
+    symbols, merges = gpt2_symbols(), list(gpt2_merges())
+    vocabulary = {token: index for index, token in enumerate(symbols)}
+    library = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=request.param)
+    return GPT2BPE(symbols, merges, add_prefix_space=request.param), library
+
+
+def alone(library: Tokenizer, texts: list[str]) -> list[list[int]]:
+    return [encoding.ids for encoding in library.encode_batch(texts)]
+
+
+def test_words_that_are_cut_here_are_the_librarys(both):
+    bpe, library = both
+    points = [chr(point) for point in (*range(0x3000), 0x3000, 0xFEFF, 0x1F44D)]
+    texts = [f"{c}a1.{c} {c}{c}b'{c}s  {c}\t{c}1" for c in points] + [f" {c}" for c in points]
+    assert bpe.indices(texts) == alone(library, texts)
+    assert bpe.indices(points) == alone(library, points)
+    assert bpe.indices(["", "a", ""]) == alone(library, ["", "a", ""]) and bpe.indices([]) == []
+
+
+_CLOSE = st.text(st.sampled_from("ab'stlé½\u0301 \t\n\r\x1c\x85\xa0\u2003\u2019\u2014.!12\u0661中"))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(_CLOSE, max_size=4))
+def test_characters_beside_each_other_are_cut_as_by_the_library(both, texts):
+    bpe, library = both
+    assert bpe.indices(texts) == alone(library, texts)
+
+
+def test_forgotten_words_are_encoded_again(both, monkeypatch):
+    monkeypatch.setattr(gpt2_bpe, "_KNOWN_SIZE", 20)
+    bpe, library = GPT2BPE(both[0].tokens, both[0].merges), both[1]
+    library = Tokenizer.from_str(library.to_str())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    texts = ["one two two three", "two", "a long line of words that are new", "two one"]
+    for _ in range(2):
+        for text in texts:
+            assert bpe.indices([text, text]) == alone(library, [text, text])
+            assert len(bpe._known) < 6
 
 
 def test_merges_are_checked():
