@@ -37,6 +37,7 @@ from bart_hk.tasks import text_metrics
 from bart_hk.tasks.bootstrap import intervals
 from bart_hk.tasks.glue import GLUE, GlueTask, glue_task
 from bart_hk.tasks.sentence_ranking import SentenceRankingConfig
+from bart_hk.training.config import TrainConfig
 
 _PROGRAM = "bart-hk-evaluate"
 # The seed is the bootstrap's; the rest asks for more than one text, or for more than a flag.
@@ -94,7 +95,7 @@ def evaluate(arguments: argparse.Namespace) -> list[str]:
         if getattr(arguments, name) < 0:
             raise ValueError(f"--{name} {getattr(arguments, name)} must not be negative")
     glue = glue_task(arguments.glue) if arguments.glue else None
-    output = arguments.output or Path(f"evaluation-{arguments.data.name.partition('.')[0]}")
+    output = arguments.output or Path(_output(arguments.data))
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output {output} is a file; name a folder")
     _options(arguments)  # are well, before anything is loaded
@@ -136,6 +137,44 @@ def evaluate(arguments: argparse.Namespace) -> list[str]:
         bounds = "{:.2f} to {:.2f}".format(*ends[name]) if name in ends else ""
         lines.append(f"{name:{width}}  {value:6.2f}{between}{bounds}")
     return [*lines, *judged.headline, f"written to {output}"]
+
+
+# Of a run's task, what its model does not remember.
+_OF_RUNS = {
+    SENTENCES: ("glue",),
+    RANKING: ("label_column", "context_column", "option_columns", "first_label"),
+    TAGGING: ("label_column", "word_column"),
+    ANSWERING: (),
+    _TEXTS: ("source_column", "target_column"),
+}
+
+
+def evaluate_run(
+    save_dir: Path, config: TrainConfig, labelled_files: Sequence[tuple[Path, ...]]
+) -> list[str]:
+    """Judges what a run has trained on its validation files, in `save_dir`; as `evaluate`.
+
+    Nothing is done where `common.evaluate` does not ask for it.
+    """
+    task = config.task._name if config.task._name in TASKS else _TEXTS
+    if config.common.evaluate is False or (config.common.evaluate is None and task == _TEXTS):
+        return []
+    known = {name: getattr(config.task, name) for name in _OF_RUNS[task]}
+    flags: list[str] = []
+    for name, value in known.items():
+        if value not in (None, []):
+            values = value if isinstance(value, list) else [value]
+            flags += ["--" + name.replace("_", "-"), *map(str, values)]
+    lines = []
+    for data, *targets in labelled_files:
+        places = [str(save_dir), str(data), f"--output={save_dir / _output(data)}"]
+        places += [f"--targets={path}" for path in targets]
+        lines += evaluate(_parser().parse_args([*places, *flags]))
+    return lines
+
+
+def _output(data: Path) -> str:
+    return f"evaluation-{data.name.partition('.')[0]}"
 
 
 def _judged(

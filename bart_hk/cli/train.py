@@ -3,7 +3,8 @@
     bart-hk-train task.train=train.tsv task.valid=dev.tsv checkpoint.restore_file=DIR \\
         checkpoint.save_dir=OUT
 
-The same command again goes on where OUT stands. `--multirun common.seed=1,2,3` makes OUT/0, OUT/1
+The same command again goes on where OUT stands. OUT is a model, and OUT/evaluation-dev what
+`bart-hk-evaluate` says of it (common.evaluate). `--multirun common.seed=1,2,3` makes OUT/0, OUT/1
 and OUT/2. What is wrong is said in one line, with exit code 2 if it is the command's or its data's
 fault and 1 if the run failed; HYDRA_FULL_ERROR=1 shows the traceback instead.
 """
@@ -24,10 +25,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from bart_hk.cli.evaluate import evaluate_run
 from bart_hk.data.workers import WorkerError
 from bart_hk.tasks.kinds import TASKS
 from bart_hk.training.config import GROUPS, TrainConfig, complete, explain, unknown_key
 from bart_hk.training.loop import train
+
+_log = logging.getLogger(__name__)
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _SAVE_DIR = "checkpoint.save_dir"
@@ -57,7 +61,10 @@ def _run(config: DictConfig) -> None:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         config.checkpoint.save_dir = HydraConfig.get().runtime.output_dir
     try:
-        train(complete(config))
+        asked = complete(config)
+        result = train(asked)
+        for line in evaluate_run(result.save_dir, asked, result.labelled_files):
+            _log.info(line)
     except Exception as error:
         # SystemExit passes through Hydra, which would print a line of its own about the rest.
         if _TRACEBACKS or not _report(error):

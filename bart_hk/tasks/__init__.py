@@ -7,6 +7,7 @@ of them.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -73,6 +74,10 @@ class Task(Protocol):
     def encode(self, encoder: TextEncoder, config: BARTConfig) -> None:
         """Fills `train` and `valid`."""
 
+    def labelled_files(self) -> Sequence[tuple[Path, ...]]:
+        """What `bart-hk-evaluate` judges the model on: the validation data, as far as they are
+        texts with labels. Each a file, or one of sources and one of targets."""
+
     def begin_epoch(self, epoch: int) -> None:
         """Makes `train` that epoch's, counted from 1; for tasks whose rows change."""
 
@@ -130,6 +135,10 @@ class TaskDefaults:
     def model_config(self, config: BARTConfig, encoder: TextEncoder) -> BARTConfig:
         """As it is."""
         return config
+
+    def labelled_files(self) -> Sequence[tuple[Path, ...]]:
+        """None."""
+        return ()
 
     def begin_epoch(self, epoch: int) -> None:
         """Every epoch has the same rows."""

@@ -24,6 +24,7 @@ class GlueTask:
         reports: options of the criterion for its official metrics, beside accuracy.
         header: the columns' names, where the files have no line with them.
         valid: its validation file, first of all.
+        also_valid: others, that a model is judged on, too.
         skip_malformed: its files have lines with too few columns, which nobody uses.
         divisor: of its scores.
         trained_by: where it only judges a model, the task that the model is trained on.
@@ -36,6 +37,7 @@ class GlueTask:
     reports: tuple[str, ...] = ()
     header: tuple[str, ...] | None = None
     valid: str = "dev"
+    also_valid: tuple[str, ...] = ()
     skip_malformed: bool = False
     divisor: float = 1.0
     trained_by: str = ""
@@ -91,7 +93,9 @@ GLUE = {
     "stsb": GlueTask(
         "STS-B", _PAIR, "score", (), reports=("report_pearson_and_spearman",), divisor=5.0
     ),
-    "mnli": GlueTask("MNLI", _PAIR, "gold_label", _MNLI, valid="dev_matched"),
+    "mnli": GlueTask(
+        "MNLI", _PAIR, "gold_label", _MNLI, valid="dev_matched", also_valid=("dev_mismatched",)
+    ),
     "qnli": GlueTask("QNLI", ("question", "sentence"), labels=_ENTAILMENT),
     "rte": GlueTask("RTE", _PAIR, labels=_ENTAILMENT),
     "wnli": GlueTask("WNLI", _PAIR),

@@ -131,6 +131,10 @@ class QuestionAnswering(TaskDefaults):
         roles = zip(("train", "valid"), self._paths, strict=False)
         return {role: files.digest(path) for role, path in roles}
 
+    def labelled_files(self) -> list[tuple[Path]]:
+        """The validation file."""
+        return [(path,) for path in self._paths[1:]]
+
     def texts(self) -> Iterable[str]:
         """Every context once, and the questions, for making a vocabulary."""
         yield from dict.fromkeys(question.context for question in self._questions[0])

@@ -221,6 +221,16 @@ class SentencePrediction(TaskDefaults):
             return {role: files.digest(*binarised.binarised_files(e.path)) for role, e in roles}
         return {role: files.digest(examples.path) for role, examples in roles}
 
+    def labelled_files(self) -> list[tuple[Path]]:
+        """The validation tables: MNLI has two. None where they are stores of ids."""
+        if self._valid is None or self.tokenizer_folder is not None:
+            return []
+        first = Path(self._valid.path)
+        glue = glue_task(self.config.glue) if self.config.glue else None
+        others = glue.also_valid if glue is not None and first.stem == glue.valid else ()
+        more = (first.with_stem(name) for name in others)
+        return [(first,), *((path,) for path in more if path.is_file())]
+
     def texts(self) -> Iterable[str]:
         """The training texts, for making a vocabulary."""
         return (t for texts in self._train.texts for t in texts if isinstance(t, str))

@@ -167,6 +167,10 @@ class SentenceRanking(TaskDefaults):
         roles = zip(("train", "valid"), self._tables, strict=False)
         return {role: files.digest(Path(table.path)) for role, table in roles}
 
+    def labelled_files(self) -> list[tuple[Path]]:
+        """The validation table."""
+        return [(Path(table.path),) for table in self._tables[1:]]
+
     def texts(self) -> Iterable[str]:
         """The training texts, for making a vocabulary."""
         table = self._tables[0]

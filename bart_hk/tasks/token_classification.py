@@ -131,6 +131,10 @@ class TokenClassification(TaskDefaults):
         roles = zip(("train", "valid"), self._paths, strict=False)
         return {role: files.digest(path) for role, path in roles}
 
+    def labelled_files(self) -> list[tuple[Path]]:
+        """The validation file."""
+        return [(path,) for path in self._paths[1:]]
+
     def texts(self) -> Iterable[str]:
         """The training sentences, for making a vocabulary."""
         return (" ".join(sentence.words) for sentence in self._sentences[0])

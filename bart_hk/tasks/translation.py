@@ -15,6 +15,7 @@ import dataclasses
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -143,6 +144,12 @@ class Translation(TextWriting):
         if self._splits.valid is not None:
             found["valid"] = files.digest(*self._splits.valid.files)
         return found
+
+    def labelled_files(self) -> list[tuple[Path, ...]]:
+        """The validation table, or its sources and targets; none where they are stores of ids."""
+        if self._splits.valid is None or self._splits.binarised:
+            return []
+        return [tuple(self._splits.valid.files)]
 
     def texts(self) -> Iterable[str]:
         """Sources and targets to train on."""

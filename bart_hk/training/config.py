@@ -39,6 +39,10 @@ class CommonConfig:
     bf16: bool = False  # compute in bfloat16; parameters stay float32
     tensorboard_logdir: str | None = None  # needs bart_hk[train]
     peak_flops: float = 0.0  # FLOP/s of the device, which `mfu` is a share of; 0: known or measured
+    # At the end of `bart-hk-train`: what `bart-hk-evaluate` says of the best model and the labelled
+    # validation file, in SAVE_DIR/evaluation-FILE: metrics, predictions, the worst errors. Null:
+    # if a head was trained; many texts take long to write.
+    evaluate: bool | None = None
 
 
 @dataclass

@@ -15,7 +15,7 @@ import json
 import logging
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,7 @@ class TrainResult:
     update: int
     epoch: int  # completed
     valid: dict[str, float]  # the best model's metrics, in percent but `loss`; {} if not validated
+    labelled_files: Sequence[tuple[Path, ...]] = ()  # `Task.labelled_files`
 
 
 def train(config: Mapping[str, Any] | DictConfig | TrainConfig) -> TrainResult:
@@ -178,7 +179,11 @@ class Run:
             self._epoch()
         self._finish()
         return TrainResult(
-            self.save_dir, self.progress.update, self.progress.epoch - 1, self.progress.valid
+            self.save_dir,
+            self.progress.update,
+            self.progress.epoch - 1,
+            self.progress.valid,
+            self.task.labelled_files(),
         )
 
     def _finished(self) -> bool:
@@ -403,6 +408,11 @@ class Run:
                         f"checkpoint.{key}={value} needs validation, and there is no text for it; "
                         f"give task.valid (or valid.bin in task.data), or set it to {default}"
                     )
+        if self.config.common.evaluate and not self.task.labelled_files():
+            raise ConfigError(
+                "common.evaluate=true needs a validation file of texts with labels or targets, and "
+                f"task={self.config.task._name} has none here; give task.valid, or leave it out"
+            )
         self._refuse(self.task.unread())
 
     def _refuse(self, misfit: str | None) -> None:
@@ -438,7 +448,7 @@ class Run:
 # What may change between two starts of a run: where things are, and when it ends.
 _FREE = {
     "task": {"data", "train", "valid"},  # their content counts
-    "common": {"log_interval", "no_progress_bar", "tensorboard_logdir", "peak_flops"},
+    "common": {"log_interval", "no_progress_bar", "tensorboard_logdir", "peak_flops", "evaluate"},
     "dataset": {"num_workers", "data_buffer_size", "worker_timeout"},
     "optimization": {"max_epoch", "max_update"},
     "checkpoint": {"save_dir", "patience", "save_interval", "save_interval_updates"},

@@ -225,3 +225,90 @@ def test_a_traceback_for_those_who_ask(data):
     found = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert found.returncode == 1 and "Traceback" in found.stderr
     assert "DataError: missing.tsv does not exist" in found.stderr
+
+
+def _of_sentences(folder: Path) -> list[str]:
+    for name in ("train", "dev_matched", "dev_mismatched"):
+        rows = "".join(f"a film\t{i} good\tneutral\n" for i in range(6 if "mis" in name else 4))
+        rows += "no film\tbad\tentailment\nno\tyes\tcontradiction\n"
+        (folder / f"{name}.tsv").write_text("sentence1\tsentence2\tgold_label\n" + rows)
+    return ["task.glue=mnli", "task.data=.", "task.max_positions=16"]
+
+
+def _of_options(folder: Path) -> list[str]:
+    rows = "".join(f"it is {i}\ta film\ta book\t{1 + i % 2}\n" for i in range(8))
+    for name in ("train", "dev"):
+        (folder / f"{name}.tsv").write_text("about\tone\ttwo\tright\n" + rows)
+    options = ["task.context_column=about", "task.option_columns=[one,two]"]
+    return ["task=sentence_ranking", "criterion=sentence_ranking", "task.data=.", *options] + [
+        *("task.label_column=right", "task.first_label=1")
+    ]
+
+
+def _of_words(folder: Path) -> list[str]:
+    for name in ("train", "dev"):
+        (folder / f"{name}.conll").write_text("a O x\nfilm B-X x\n\nno O x\n\n" * 4)
+    return ["task=token_classification", "criterion=token_classification", "task.data=."] + [
+        *("task.label_column=1", "optimization.lr=1e-2")
+    ]
+
+
+def _of_questions(folder: Path) -> list[str]:
+    asked = [
+        {"id": str(i), "question": "w", "answers": [{"text": "An", "answer_start": 0}]}
+        for i in range(4)
+    ]
+    paragraphs = [{"context": "An is", "qas": asked}]
+    for name in ("train", "dev"):
+        content = {"version": "1.1", "data": [{"title": "t", "paragraphs": paragraphs}]}
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return ["task=question_answering", "criterion=question_answering", "task.data=."] + [
+        *("optimization.lr=3e-2", "optimization.max_epoch=10")
+    ]
+
+
+def _of_pairs(folder: Path) -> list[str]:
+    for name in ("train", "valid"):
+        (folder / f"{name}.en").write_text("a b c d e\nf g h i j\n" * 4)
+        (folder / f"{name}.de").write_text("1 2 3 4 5\n6 7 8 9 0\n" * 4)
+    languages = ["task.source_lang=en", "task.target_lang=de", "task.eval_bleu=true"]
+    languages += ["optimization.lr=3e-2", "optimization.max_epoch=40"]
+    languages += ["checkpoint.best_checkpoint_metric=bleu", "dataset.validate_interval=20"]
+    return ["task=translation", "criterion=cross_entropy", "task.data=.", *languages]
+
+
+@pytest.mark.parametrize(
+    ("write", "metrics", "rows"),
+    [
+        (_of_sentences, ["accuracy"], {"dev_matched": 6, "dev_mismatched": 8}),
+        (_of_options, ["accuracy"], {"dev": 8}),
+        (_of_words, ["accuracy", "f1"], {"dev": 8}),
+        (_of_questions, ["exact_match", "f1"], {"dev": 4}),
+        (_of_pairs, ["bleu"], {"valid": 8}),
+    ],
+)
+def test_the_score_and_the_predictions_of_a_run(tmp_path, monkeypatch, data, write, metrics, rows):
+    """With common.evaluate one command leaves what bart-hk-evaluate writes of the best model."""
+    for name in ("train.tsv", "dev.tsv"):
+        (data / name).unlink()
+    overrides = [*TINY, *write(data), "checkpoint.save_dir=out", "common.evaluate=true"]
+    assert run(monkeypatch, *overrides) == 0
+    log = [json.loads(line) for line in (data / "out" / "log.jsonl").read_text().splitlines()]
+    valid = [entry for entry in log if entry["event"] == "valid" and entry["best"]][-1]
+    assert valid[metrics[0]] > 0
+    folders = sorted(data.glob("out/evaluation-*"))
+    assert [folder.name for folder in folders] == [f"evaluation-{name}" for name in sorted(rows)]
+    for folder, (name, count) in zip(folders, sorted(rows.items()), strict=True):
+        about = json.loads((folder / "metrics.json").read_text())
+        assert about["rows"] == count and Path(about["data"]).name.startswith(name)
+        assert len((folder / "predictions.jsonl").read_text().splitlines()) == count
+        for metric in metrics if folder == folders[0] else ():
+            assert about["metrics"][metric]["value"] == pytest.approx(valid[metric], abs=1e-4)
+
+
+def test_nothing_to_evaluate_is_said_before_training(data, monkeypatch, capsys):
+    (data / "dev.tsv").unlink()
+    overrides = ["task.train=train.tsv", "checkpoint.save_dir=out", "common.evaluate=true", *TINY]
+    assert run(monkeypatch, *overrides) == 2
+    assert "common.evaluate=true needs a validation file" in capsys.readouterr().err
+    assert not (data / "out" / "log.jsonl").exists()
