@@ -146,10 +146,11 @@ class Translation(TextWriting):
         return found
 
     def labelled_files(self) -> list[tuple[Path, ...]]:
-        """The validation table, or its sources and targets; none where they are stores of ids."""
-        if self._splits.valid is None or self._splits.binarised:
+        """The validation table, or sources and targets; none of stores of ids, or without files."""
+        valid = self._splits.valid
+        if valid is None or self._splits.binarised or not valid.files:
             return []
-        return [tuple(self._splits.valid.files)]
+        return [tuple(valid.files)]
 
     def texts(self) -> Iterable[str]:
         """Sources and targets to train on."""

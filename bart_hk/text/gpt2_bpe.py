@@ -63,7 +63,7 @@ def _settled_words() -> tuple[re.Pattern, re.Pattern]:
 
 
 _NOT_SETTLED, _WORDS = _settled_words()
-_KNOWN_SIZE = 1 << 21  # characters of the words that are remembered: some 70 MB
+_KNOWN_SIZE = 1 << 20  # characters of the words that are remembered: some 60 MB
 
 
 class GPT2BPE:
