@@ -69,6 +69,11 @@ class GlueTask:
         paths = (folder / f"{name}.tsv" for name in names)
         return train, next((path for path in paths if path.is_file()), None)
 
+    def beside(self, valid: Path) -> list[Path]:
+        """Of `also_valid` those that lie beside its validation file."""
+        others = self.also_valid if valid.stem == self.valid else ()
+        return [path for path in map(valid.with_stem, others) if path.is_file()]
+
 
 _PAIR = ("sentence1", "sentence2")
 _ENTAILMENT = ("entailment", "not_entailment")

@@ -1,11 +1,12 @@
-"""The options of `bart_hk.tasks.sentence_prediction`."""
+"""The options of `bart_hk.tasks.sentence_prediction`, and the files that they name."""
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bart_hk.data.readers import DataError, Examples
-from bart_hk.tasks import files
+from bart_hk.tasks import binarised, files
 from bart_hk.tasks.glue import GlueTask
 
 READING = "sentence_prediction"  # the name of what `reading` gives, in bart_hk.json
@@ -91,6 +92,22 @@ def reading(
     if config.multi_label:
         found["label_separator"] = config.label_separator
     return found
+
+
+def input_files(
+    config: SentencePredictionConfig, glue: GlueTask | None
+) -> tuple[Path, Path | None]:
+    """The training and validation files.
+
+    Raises:
+        DataError: they are not there.
+    """
+    folder = files.folder_of(config)
+    if glue is not None and folder is not None:
+        return glue.find(folder)
+    if folder is not None and binarised.is_binarised(folder):
+        return binarised.splits(folder)
+    return files.table_files(config)
 
 
 def check(config: SentencePredictionConfig, criterion: SentencePredictionCriterionConfig) -> None:

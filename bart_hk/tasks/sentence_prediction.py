@@ -37,6 +37,7 @@ from bart_hk.tasks.sentence_options import (
     SentencePredictionCriterionConfig,
     as_glue,
     check,
+    input_files,
     reading,
 )
 from bart_hk.tasks.teaching import Answers, soft_binary_cross_entropy, soft_cross_entropy
@@ -104,7 +105,7 @@ class SentencePrediction(TaskDefaults):
         self.regression = criterion.regression_target
         check(config, criterion)
         self._mask_id = -1  # until `encode` knows it
-        train, valid = _files(config, glue)
+        train, valid = input_files(config, glue)
         if config.data and is_binarised(Path(config.data)):
             self.tokenizer_folder = config.data
         self._train = self._read(train, config.text_columns, config.label_column, glue)
@@ -225,11 +226,9 @@ class SentencePrediction(TaskDefaults):
         """The validation tables: MNLI has two. None where they are stores of ids."""
         if self._valid is None or self.tokenizer_folder is not None:
             return []
-        first = Path(self._valid.path)
         glue = glue_task(self.config.glue) if self.config.glue else None
-        others = glue.also_valid if glue is not None and first.stem == glue.valid else ()
-        more = (first.with_stem(name) for name in others)
-        return [(first,), *((path,) for path in more if path.is_file())]
+        first = Path(self._valid.path)
+        return [(path,) for path in (first, *(glue.beside(first) if glue else ()))]
 
     def texts(self) -> Iterable[str]:
         """The training texts, for making a vocabulary."""
@@ -497,13 +496,3 @@ def _lists(examples: Examples) -> list[list[str]]:
     """The labels of each row."""
     of_rows: Any = examples.labels
     return [row if isinstance(row, list) else [row] for row in of_rows]
-
-
-def _files(config: SentencePredictionConfig, glue: GlueTask | None) -> tuple[Path, Path | None]:
-    """The training and validation files."""
-    folder = files.folder_of(config)
-    if glue is not None and folder is not None:
-        return glue.find(folder)
-    if folder is not None and is_binarised(folder):
-        return binarised.splits(folder)
-    return files.table_files(config)
