@@ -17,6 +17,7 @@ from bart_hk.hub.arrays import Array, as_array
 from bart_hk.hub.features import BUCKETS, default_max_tokens
 from bart_hk.hub.latent import LatentBART
 from bart_hk.hub.zero_shot import HYPOTHESIS, answers, hypotheses, scores
+from bart_hk.model import head_logits
 from bart_hk.tasks.question_answering import (
     LABELS,
     QuestionAnsweringConfig,
@@ -26,7 +27,7 @@ from bart_hk.tasks.question_answering import (
     span_logits,
 )
 from bart_hk.tasks.squad import Question
-from bart_hk.tasks.token_classification import encode_words, token_logits
+from bart_hk.tasks.token_classification import encode_words
 from bart_hk.text.framing import frame
 
 
@@ -45,7 +46,7 @@ class BARTHubInterface(LatentBART):
 
     @functools.cached_property
     def _token_logits(self) -> Any:
-        return jax.jit(token_logits, static_argnums=0)
+        return jax.jit(functools.partial(head_logits, at_ends=False), static_argnums=0)
 
     @property
     def _features_max_tokens(self) -> int:
@@ -318,7 +319,8 @@ class BARTHubInterface(LatentBART):
                     [np.roll(rows[i], 1) for i in chosen], pad, length, count
                 ),
             }
-            logits = self._token_logits(self.model, self._params, registered.params, batch)
+            ids = batch["src_tokens"], batch["prev_output_tokens"]
+            logits = self._token_logits(self.model, self._params, registered.params, *ids)
             found = np.asarray(logits.argmax(-1))
             for position, i in enumerate(chosen):
                 classes_of[i] = found[position, places[i]]

@@ -2,7 +2,12 @@
 
 from bart_hk.model.bart import BART, Params
 from bart_hk.model.ensemble import Ensemble
-from bart_hk.model.heads import ClassificationHead, sentence_ends, sentence_representation
+from bart_hk.model.heads import (
+    ClassificationHead,
+    head_logits,
+    sentence_ends,
+    sentence_representation,
+)
 from bart_hk.model.transformer import Cache, DecoderOutput, EncoderOutput, Latents
 
 __all__ = [
@@ -14,6 +19,7 @@ __all__ = [
     "Ensemble",
     "Latents",
     "Params",
+    "head_logits",
     "sentence_ends",
     "sentence_representation",
 ]

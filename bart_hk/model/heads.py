@@ -62,7 +62,7 @@ class ClassificationHead:
         return dict(self._transformed.init(key, features, False))
 
     def apply(self, params: Params, features: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """Logits float32 [B, C] of features [B, D]; a key turns dropout on."""
+        """Logits float32 [..., C] of features [..., D]; a key turns dropout on."""
         return self._transformed.apply(params, key, features, key is not None)
 
 
@@ -93,3 +93,29 @@ def sentence_representation(
     last = sentence_ends(src_tokens, bart.config.eos_token_id)
     found = bart.features(params, src_tokens, prev_output_tokens, keys=keys, at=last)
     return found.features[:, 0]
+
+
+def head_logits(
+    bart: BART,
+    params: Params,
+    head: Params,
+    src_tokens: jax.Array,
+    prev_output_tokens: jax.Array,
+    key: jax.Array | None = None,
+    *,
+    at_ends: bool,
+) -> jax.Array:
+    """What a head gives: float32 [B, T, C] of every token, or [B, C] `at_ends`, at the last `</s>`
+    of each source.
+
+    Args:
+        params, head: of `bart`, and of the head.
+        src_tokens, prev_output_tokens: int32 [B, T], as `sentence_representation` takes them.
+        key: turns dropout on; None is evaluation.
+    """
+    keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
+    if at_ends:
+        features = sentence_representation(bart, params, src_tokens, prev_output_tokens, keys[:2])
+    else:
+        features = bart.features(params, src_tokens, prev_output_tokens, keys=keys[:2]).features
+    return ClassificationHead.of(bart.config, head).apply(head, features, keys[2])

@@ -15,6 +15,7 @@ import numpy as np
 
 from bart_hk.config import BARTConfig, Flavour
 from bart_hk.model import BART
+from bart_hk.tasks.teaching import Answers
 from bart_hk.text import TextEncoder
 
 Batch = dict[str, np.ndarray]
@@ -36,6 +37,7 @@ class Split(Protocol):
 class Task(Protocol):
     """What the training loop asks of a task. Making one reads and checks all its files."""
 
+    criterion: Any  # the options of its loss
     flavours: tuple[str, ...]  # of the models that it can train
     validates: bool  # whether there will be a `valid`
     metric_names: tuple[str, ...]  # of `metrics` and `written`, beside `loss`
@@ -91,6 +93,27 @@ class Task(Protocol):
 
         `batch["update"]` is an int32 scalar: how many updates were done before.
         """
+
+    def answers(
+        self,
+        bart: BART,
+        params: Tree,
+        key: jax.Array | None,
+        batch: dict[str, jax.Array],
+        return_all_hiddens: bool = False,
+    ) -> Answers:
+        """One pass of a student or of its teacher; a key turns dropout on. Traced."""
+
+    def loss_of(
+        self, bart: BART, found: Answers, batch: dict[str, jax.Array]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The loss as `loss` has it, of a student's pass that is there. Traced."""
+
+    def soft_loss(self, student: Answers, teacher: Answers, temperature: float) -> jax.Array:
+        """The summed distance from the teacher's answers. Traced."""
+
+    def teacher_tree(self, params: Tree, heads: dict[str, Any]) -> Tree:
+        """A teacher's parameters as `init` gives those of the model that is trained."""
 
     def predict(
         self, bart: BART, params: Tree, batch: dict[str, jax.Array]

@@ -20,16 +20,16 @@ from bart_hk.checkpoint.model_files import HeadFiles
 from bart_hk.config import BARTConfig, Flavour
 from bart_hk.data.batching import pad_rows
 from bart_hk.data.readers import COMPRESSIONS, DataError
-from bart_hk.model import BART, ClassificationHead, Params
-from bart_hk.tasks import Batch, TaskDefaults, TaskKind, files, losses
-from bart_hk.tasks.heads import misfit
+from bart_hk.model import BART, Params, head_logits
+from bart_hk.tasks import Batch, TaskKind, files, losses
+from bart_hk.tasks.heads import HeadTask, Tree
 from bart_hk.tasks.squad import Question, exact_match, f1, read_squad
+from bart_hk.tasks.teaching import Answers
 from bart_hk.text import TextEncoder
 from bart_hk.text.pieces import Pieces, encode_pieces
 
 _log = logging.getLogger(__name__)
 
-Tree = dict[str, Params]  # {"model": the body's parameters, "head": the head's}
 LABELS = ["start", "end"]
 
 
@@ -102,7 +102,7 @@ class Windows:
         return f"{self.name}, questions {', '.join(ids)}"
 
 
-class QuestionAnswering(TaskDefaults):
+class QuestionAnswering(HeadTask):
     """The task; see `bart_hk.tasks.Task` for what its methods are for.
 
     Raises (when made):
@@ -111,6 +111,7 @@ class QuestionAnswering(TaskDefaults):
 
     # A decoder's features are those from which it predicts the next token.
     flavours: tuple[str, ...] = (Flavour.encoder_decoder, Flavour.encoder_only)
+    labels = LABELS
     train: Windows
     valid: Windows | None
     metric_names: tuple[str, ...] = ("exact_match", "f1")
@@ -153,41 +154,38 @@ class QuestionAnswering(TaskDefaults):
             )
         self.train, self.valid = splits[0], splits[1] if len(splits) > 1 else None
 
-    def init(
-        self, bart: BART, params: Params, key: jax.Array, restored: dict[str, HeadFiles]
-    ) -> Tree:
-        """The tree to train: the body, and the restored model's head of our name or a new one.
+    def _outputs(self) -> int:
+        return len(LABELS)
 
-        Raises:
-            DataError: the restored head does not fit.
-        """
-        found = restored.get(self.criterion.head_name)
-        if found is not None and found.labels == LABELS:
-            return {"model": params, "head": found.params}
-        if found is not None:
-            raise misfit(self.criterion.head_name, found, "start and end", "head_name")
-        return {"model": params, "head": ClassificationHead(bart.config, 2).init(key)}
+    def _fits(self, head: HeadFiles) -> bool:
+        return head.labels == LABELS
 
-    def loss(
-        self, bart: BART, params: Tree, key: jax.Array, batch: dict[str, jax.Array]
+    def _wanted(self) -> str:
+        return "start and end"
+
+    def _shaped(self, logits: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
+        return _of_places(logits, batch)
+
+    def _weights(self, batch: dict[str, jax.Array]) -> jax.Array:
+        return jnp.broadcast_to(batch["mask"], (len(LABELS), *batch["mask"].shape))
+
+    def _loss_of(
+        self, logits: jax.Array, batch: dict[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The summed loss of a batch; `count` is its number of rows. Traced."""
-        logits, mask = span_logits(bart, params["model"], params["head"], batch, key), batch["mask"]
-        first, last = (
-            losses.cross_entropy(logits[side], batch["targets"][:, side], mask)[0]
-            for side in (0, 1)
-        )
-        return (first + last) / 2, {
-            "count": mask.sum(),
-            "tokens": (batch["src_tokens"] != bart.config.pad_token_id).sum(),
-        }
+        """The mean of both; `count` is the number of rows."""
+        both = losses.cross_entropy(logits, batch["targets"].T, self._weights(batch))[0]
+        return both / len(LABELS), {"count": batch["mask"].sum()}
+
+    def soft_loss(self, student: Answers, teacher: Answers, temperature: float) -> jax.Array:
+        """The mean of both, too."""
+        return super().soft_loss(student, teacher, temperature) / len(LABELS)
 
     def predict(
         self, bart: BART, params: Tree, batch: dict[str, jax.Array]
     ) -> dict[str, jax.Array]:
         """Of each row [B]: the best answer's `score`, `first` and `last` position, the score of
         having `none`, and the `loss`. Traced."""
-        logits = span_logits(bart, params["model"], params["head"], batch)
+        logits = self._logits(bart, params, batch, None)
         targets = batch["targets"][..., None]
         logp = jax.nn.log_softmax(logits)
         nll = [jnp.take_along_axis(logp[i], targets[:, i], axis=1)[:, 0] for i in (0, 1)]
@@ -207,10 +205,6 @@ class QuestionAnswering(TaskDefaults):
             "exact_match": 100 * float(np.mean([exact_match(*pair) for pair in pairs])),
             "f1": 100 * float(np.mean([f1(*pair) for pair in pairs])),
         }
-
-    def parts(self, params: Tree) -> tuple[Params, dict[str, HeadFiles]]:
-        """The body's parameters, and the head."""
-        return params["model"], {self.criterion.head_name: HeadFiles(params["head"], list(LABELS))}
 
 
 KIND = TaskKind(QuestionAnsweringConfig(), (QuestionAnsweringCriterionConfig(),), QuestionAnswering)
@@ -257,18 +251,14 @@ def make_windows(
     return Windows(name, questions, contexts, rows, config)
 
 
-def span_logits(
-    bart: BART,
-    params: Params,
-    head: Params,
-    batch: dict[str, jax.Array],
-    key: jax.Array | None = None,
-) -> jax.Array:
+def span_logits(bart: BART, params: Params, head: Params, batch: dict[str, jax.Array]) -> jax.Array:
     """Of first and last token, float32 [2, B, S]; -1e9 where neither may be. Traced."""
-    keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
     both = batch["src_tokens"], batch["prev_output_tokens"]
-    decoded = bart.features(params, *both, keys=keys[:2])
-    logits = ClassificationHead.of(bart.config, head).apply(head, decoded.features, keys[2])
+    return _of_places(head_logits(bart, params, head, *both, at_ends=False), batch)
+
+
+def _of_places(logits: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
+    """`span_logits` of what the head gives, [B, S, 2]."""
     return jnp.where(_allowed(batch), jnp.moveaxis(logits, -1, 0), -1e9)
 
 

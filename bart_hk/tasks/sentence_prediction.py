@@ -19,17 +19,11 @@ from bart_hk.checkpoint.model_files import HeadFiles
 from bart_hk.config import BARTConfig
 from bart_hk.data.batching import pad_rows
 from bart_hk.data.readers import DataError, Examples, read_examples
-from bart_hk.model import (
-    BART,
-    ClassificationHead,
-    Params,
-    sentence_ends,
-    sentence_representation,
-)
-from bart_hk.tasks import Batch, TaskDefaults, TaskKind, binarised, files, losses, metrics
+from bart_hk.model import BART, Params
+from bart_hk.tasks import Batch, TaskKind, binarised, files, losses, metrics
 from bart_hk.tasks.binarised import ids_of, is_binarised, read_binarised
 from bart_hk.tasks.glue import GlueTask, glue_task
-from bart_hk.tasks.heads import described, misfit, of_head
+from bart_hk.tasks.heads import HeadTask, Tree, described
 from bart_hk.tasks.labels import check_label, label_names, number, separated
 from bart_hk.tasks.sentence_options import (
     READING,
@@ -40,13 +34,11 @@ from bart_hk.tasks.sentence_options import (
     input_files,
     reading,
 )
-from bart_hk.tasks.teaching import Answers, soft_binary_cross_entropy, soft_cross_entropy
+from bart_hk.tasks.teaching import Answers, soft_binary_cross_entropy
 from bart_hk.text import TextEncoder
 from bart_hk.text.framing import frame, truncate
 
 _log = logging.getLogger(__name__)
-
-Tree = dict[str, Params]  # {"model": the body's parameters, "head": the head's}
 
 
 class EncodedExamples:
@@ -79,7 +71,7 @@ class EncodedExamples:
         return f"{self.examples.path}, lines {lines}"
 
 
-class SentencePrediction(TaskDefaults):
+class SentencePrediction(HeadTask):
     """The task; see `bart_hk.tasks.Task` for what its methods are for.
 
     Raises (when made):
@@ -91,6 +83,8 @@ class SentencePrediction(TaskDefaults):
         "criterion.report_acc_and_f1",
         "criterion.report_pearson_and_spearman",
     )
+    head_option = "classification_head_name"
+    reads_ends = True
     train: EncodedExamples
     valid: EncodedExamples | None
 
@@ -268,43 +262,8 @@ class SentencePrediction(TaskDefaults):
         targets = self._targets[examples.path]
         return EncodedExamples(examples, rows, targets, config.pad_token_id, eos)
 
-    def init(
-        self, bart: BART, params: Params, key: jax.Array, restored: dict[str, HeadFiles]
-    ) -> Tree:
-        """The tree to train: the body, and the restored model's head of our name or a new one.
-
-        A restored head has the same classes; its order of them becomes ours.
-
-        Raises:
-            DataError: it does not fit.
-        """
-        found = restored.get(self.criterion.classification_head_name)
-        if found is not None:
-            self._adopt(found)
-            return {"model": params, "head": found.params}
-        classes = 1 if self.regression else len(self.labels)
-        return {"model": params, "head": ClassificationHead(bart.config, classes).init(key)}
-
-    def _adopt(self, head: HeadFiles) -> None:
-        name = self.criterion.classification_head_name
-        if not self._fits(head):
-            raise misfit(name, head, self._wanted(), "classification_head_name")
-        if self.regression or head.labels is None:  # then task.labels are in its order
-            return
-        if self._asked_order and head.labels != self.labels:
-            raise DataError(
-                f"task.labels={self.labels} are in another order than those of the restored head "
-                f"{self.criterion.classification_head_name!r}, {head.labels}: leave task.labels "
-                "out, or name a new head in criterion.classification_head_name"
-            )
-        there = np.array([head.labels.index(label) for label in self.labels], np.int32)
-        here = np.argsort(there)  # of each of the head's outputs, our number
-        for split in (self.train, self.valid):
-            if split is not None and self.config.multi_label:
-                split.targets = split.targets[:, here]
-            elif split is not None:
-                split.targets = there[split.targets]
-        self.labels = list(head.labels)
+    def _outputs(self) -> int:
+        return 1 if self.regression else len(self.labels)
 
     def _fits(self, head: HeadFiles) -> bool:
         wanted = None if self.regression else sorted(self.labels)
@@ -316,35 +275,25 @@ class SentencePrediction(TaskDefaults):
     def _wanted(self) -> str:
         return described(self.labels, 1, self.regression, self.config.multi_label)
 
-    def _logits(
-        self, bart: BART, params: Tree, batch: dict[str, jax.Array], key: jax.Array | None
-    ) -> jax.Array:
-        """Float32 [B, C]."""
-        keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
-        features = sentence_representation(
-            bart, params["model"], batch["src_tokens"], batch["prev_output_tokens"], keys[:2]
-        )
-        head = ClassificationHead.of(bart.config, params["head"])
-        return head.apply(params["head"], features, keys[2])
+    def _renumber(self, there: np.ndarray) -> None:
+        for split in (self.train, self.valid):
+            if split is not None and self.config.multi_label:
+                split.targets = split.targets[:, np.argsort(there)]
+            elif split is not None:
+                split.targets = there[split.targets]
 
     def loss(
-        self, bart: BART, params: Tree, key: jax.Array, batch: dict[str, jax.Array]
+        self, bart: BART, params: Tree, key: jax.Array | None, batch: dict[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The summed loss of a batch; `count` is its number of rows, or their weight. Traced."""
-        if self.config.token_dropout:
-            key, drop_key = jax.random.split(key)
-            batch = batch | self._drop_tokens(batch, drop_key, bart.config)
-        alpha, mask = self.criterion.rdrop_alpha, batch["mask"]
-        tokens = (batch["src_tokens"] != bart.config.pad_token_id).sum()
+        batch, key = self._dropped(batch, key, bart.config)
+        alpha = self.criterion.rdrop_alpha
         if not alpha or key is None:
-            logits = self._logits(bart, params, batch, key)
-            loss, sums = self._loss_of(logits, batch)
-            return loss, sums | {"tokens": tokens}
+            return super().loss(bart, params, key, batch)
         first, second = (self._logits(bart, params, batch, k) for k in jax.random.split(key))
-        (one, sums), (other, _) = self._loss_of(first, batch), self._loss_of(second, batch)
+        (one, sums), (other, _) = (self._judged(bart, x, batch) for x in (first, second))
         # Half of the paper's sum, so that the loss is the plain one where both passes agree.
-        loss = (one + other + alpha * losses.disagreement(first, second, mask)) / 2
-        return loss, sums | {"tokens": tokens}
+        return (one + other + alpha * losses.disagreement(first, second, batch["mask"])) / 2, sums
 
     def answers(
         self,
@@ -355,31 +304,8 @@ class SentencePrediction(TaskDefaults):
         return_all_hiddens: bool = False,
     ) -> Answers:
         """One pass; a key turns dropout on, that of tokens too. Traced."""
-        if key is not None and self.config.token_dropout:
-            key, drop_key = jax.random.split(key)
-            batch = batch | self._drop_tokens(batch, drop_key, bart.config)
-        keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
-        source, body = batch["src_tokens"], params["model"]
-        hiddens = {"return_all_hiddens": return_all_hiddens}
-        encoded = bart.encode(body, source, key=keys[0], **hiddens)
-        last = sentence_ends(source, bart.config.eos_token_id)
-        previous = batch["prev_output_tokens"]
-        decoded = bart.decode(body, previous, encoded, key=keys[1], at=last, **hiddens)
-        head = ClassificationHead.of(bart.config, params["head"])
-        logits = head.apply(params["head"], decoded.features[:, 0], keys[2])
-        weights: Any = batch["mask"]
-        of_classes = self._class_weights()
-        if of_classes is not None:
-            weights = jnp.where(weights, jnp.asarray(of_classes)[batch["targets"]], 0)
-        real = (source != bart.config.pad_token_id) & batch["mask"][:, None]
-        return Answers(logits, weights, encoded, decoded, real)
-
-    def loss_of(
-        self, bart: BART, found: Answers, batch: dict[str, jax.Array]
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The loss as `loss` has it, of a pass that is there. Traced."""
-        loss, sums = self._loss_of(found.logits, batch)
-        return loss, sums | {"tokens": (batch["src_tokens"] != bart.config.pad_token_id).sum()}
+        batch, key = self._dropped(batch, key, bart.config)
+        return super().answers(bart, params, key, batch, return_all_hiddens)
 
     def soft_loss(self, student: Answers, teacher: Answers, temperature: float) -> jax.Array:
         """The summed distance from the teacher's answers, of numbers their squared difference.
@@ -387,34 +313,15 @@ class SentencePrediction(TaskDefaults):
         both = student.logits, teacher.logits
         if self.regression:
             return losses.squared_error(both[0][:, 0], both[1][:, 0], student.weights)
-        distance = soft_binary_cross_entropy if self.config.multi_label else soft_cross_entropy
-        return distance(*both, student.weights, temperature)
+        if self.config.multi_label:
+            return soft_binary_cross_entropy(*both, student.weights, temperature)
+        return super().soft_loss(student, teacher, temperature)
 
-    def teacher_tree(self, params: Params, heads: dict[str, HeadFiles]) -> Tree:
-        """A teacher's body, and its head of our name, or its only one, with our order of classes.
-
-        Raises:
-            DataError: there is no such head, or it does not fit.
-        """
-        name = self.criterion.classification_head_name
-        head = heads.get(name) or (next(iter(heads.values())) if len(heads) == 1 else None)
-        if head is None:
-            raise DataError(
-                f"the teacher has no head {name!r} (criterion.classification_head_name); it has "
-                f"{', '.join(heads) or 'none'}"
-            )
-        if not self._fits(head):
-            raise DataError(
-                f"the teacher's head gives {of_head(head)}, and wanted are {self._wanted()}: take "
-                "a teacher that was trained on these classes"
-            )
-        if self.regression or head.labels is None:
-            return {"model": params, "head": head.params}
-        order = [head.labels.index(label) for label in self.labels]
-        last = {
-            leaf: np.asarray(array)[..., order] for leaf, array in head.params["out_proj"].items()
-        }
-        return {"model": params, "head": {**head.params, "out_proj": last}}
+    def _weights(self, batch: dict[str, jax.Array]) -> jax.Array:
+        of_classes = self._class_weights()
+        if of_classes is None:
+            return batch["mask"]
+        return jnp.where(batch["mask"], jnp.asarray(of_classes)[batch["targets"]], 0)
 
     def _loss_of(
         self, logits: jax.Array, batch: dict[str, jax.Array]
@@ -428,26 +335,30 @@ class SentencePrediction(TaskDefaults):
             loss = losses.binary_cross_entropy(logits, targets, mask)
             return loss, {"count": count, "correct": correct}
         sums = {"count": count, "correct": ((logits.argmax(-1) == targets) & mask).sum()}
-        smoothing, weights = self.criterion.label_smoothing, self._class_weights()
-        if weights is None:
+        smoothing, weighted = self.criterion.label_smoothing, self.criterion.class_weights
+        if weighted is None:
             return losses.cross_entropy(logits, targets, mask, smoothing)[0], sums
-        of_rows = jnp.where(mask, jnp.asarray(weights)[targets], 0)
+        of_rows = self._weights(batch)
         loss = losses.weighted_cross_entropy(logits, targets, of_rows, smoothing)
         return loss, sums | {"count": of_rows.sum(), "predicted": count}
 
-    def _drop_tokens(
-        self, batch: dict[str, jax.Array], key: jax.Array, config: BARTConfig
-    ) -> dict[str, jax.Array]:
-        """Source and decoder input with the same ordinary tokens masked."""
+    def _dropped(
+        self, batch: dict[str, jax.Array], key: jax.Array | None, config: BARTConfig
+    ) -> tuple[dict[str, jax.Array], jax.Array | None]:
+        """The batch with the same ordinary tokens of source and decoder input masked, and a key
+        that is left, if one is given and tokens are dropped."""
+        if key is None or not self.config.token_dropout:
+            return batch, key
+        key, drop_key = jax.random.split(key)
         source, previous = batch["src_tokens"], batch["prev_output_tokens"]
         special = jnp.array([config.bos_token_id, config.eos_token_id, config.pad_token_id])
-        drop = jax.random.bernoulli(key, self.config.token_dropout, source.shape)
+        drop = jax.random.bernoulli(drop_key, self.config.token_dropout, source.shape)
         drop &= ~jnp.isin(source, special)
         rolled = jnp.pad(drop[:, :-1], ((0, 0), (1, 0)))
-        return {
+        return batch | {
             "src_tokens": jnp.where(drop, self._mask_id, source),
             "prev_output_tokens": jnp.where(rolled, self._mask_id, previous),
-        }
+        }, key
 
     def predict(
         self, bart: BART, params: Tree, batch: dict[str, jax.Array]
@@ -482,9 +393,9 @@ class SentencePrediction(TaskDefaults):
 
     def parts(self, params: Tree) -> tuple[Params, dict[str, HeadFiles]]:
         """The body's parameters, and the head with its label names."""
-        labels = None if self.regression else self.labels
+        labels = None if self.regression else list(self.labels)
         head = HeadFiles(params["head"], labels, self.regression, self.config.multi_label)
-        return params["model"], {self.criterion.classification_head_name: head}
+        return params["model"], {self._head_name: head}
 
 
 KIND = TaskKind(

@@ -21,15 +21,13 @@ from bart_hk.checkpoint.model_files import HeadFiles
 from bart_hk.config import BARTConfig
 from bart_hk.data.batching import pad_rows
 from bart_hk.data.readers import LABEL_COLUMNS, DataError, Table, read_table
-from bart_hk.model import BART, ClassificationHead, Params, sentence_representation
-from bart_hk.tasks import Batch, TaskDefaults, TaskKind, files, losses
-from bart_hk.tasks.heads import misfit
+from bart_hk.model import BART
+from bart_hk.tasks import Batch, TaskKind, files, losses
+from bart_hk.tasks.heads import HeadTask, Tree
 from bart_hk.text import TextEncoder
 from bart_hk.text.framing import frame, truncate
 
 _log = logging.getLogger(__name__)
-
-Tree = dict[str, Params]  # {"model": the body's parameters, "head": the head's}
 
 CONTEXT_COLUMNS = ("context", "question", "premise", "sent1", "startphrase")
 _OPTION = re.compile(r"(option|choice|ending|answer|hypothesis|solution|sol)_?\d+")
@@ -97,7 +95,7 @@ class EncodedOptions:
         return f"{self.table.path}, lines {lines}"
 
 
-class SentenceRanking(TaskDefaults):
+class SentenceRanking(HeadTask):
     """The task; see `bart_hk.tasks.Task` for what its methods are for. A batch of `batch_size` has
     so many rows with all their options; `max_tokens` counts the longest option of a row.
 
@@ -105,6 +103,8 @@ class SentenceRanking(TaskDefaults):
         DataError: a file or an option is not as it should be.
     """
 
+    head_option = "ranking_head_name"
+    reads_ends = True
     train: EncodedOptions
     valid: EncodedOptions | None
     metric_names: tuple[str, ...] = ("accuracy",)
@@ -218,48 +218,34 @@ class SentenceRanking(TaskDefaults):
             _log.info("%s: %d options cut to %d tokens", table.path, cut, budget)
         return EncodedOptions(table, rows, targets, config)
 
-    def init(
-        self, bart: BART, params: Params, key: jax.Array, restored: dict[str, HeadFiles]
-    ) -> Tree:
-        """The tree to train: the body, and the restored model's head of our name or a new one.
+    def _outputs(self) -> int:
+        return 1
 
-        Raises:
-            DataError: the restored head does not fit.
-        """
-        name = self.criterion.ranking_head_name
-        found = restored.get(name)
-        if found is not None and found.num_classes == 1 and not found.regression:
-            return {"model": params, "head": found.params}
-        if found is not None:
-            raise misfit(name, found, "scores of options", "ranking_head_name")
-        return {"model": params, "head": ClassificationHead(bart.config, 1).init(key)}
+    def _fits(self, head: HeadFiles) -> bool:
+        return head.num_classes == 1 and not head.regression
 
-    def _logits(
-        self, bart: BART, params: Tree, batch: dict[str, jax.Array], key: jax.Array | None
-    ) -> jax.Array:
+    def _wanted(self) -> str:
+        return "scores of options"
+
+    def _shaped(self, logits: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
         """Float32 [B, O]."""
-        keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
-        features = sentence_representation(
-            bart, params["model"], batch["src_tokens"], batch["prev_output_tokens"], keys[:2]
-        )
-        head = ClassificationHead.of(bart.config, params["head"])
-        scores = head.apply(params["head"], features, keys[2])
-        return scores.reshape(-1, len(self._options))
+        return logits.reshape(-1, len(self._options))
 
-    def loss(
-        self, bart: BART, params: Tree, key: jax.Array, batch: dict[str, jax.Array]
+    def _real(self, batch: dict[str, jax.Array], config: BARTConfig) -> jax.Array:
+        of_row = jnp.repeat(batch["mask"], len(self._options))
+        return super()._real(batch, config) & of_row[:, None]
+
+    def _weights(self, batch: dict[str, jax.Array]) -> jax.Array:
+        return batch["mask"]
+
+    def _loss_of(
+        self, logits: jax.Array, batch: dict[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The summed loss of a batch; `count` is its number of rows. Traced."""
-        logits, mask = self._logits(bart, params, batch, key), batch["mask"]
-        loss, _ = losses.cross_entropy(
-            logits, batch["targets"], mask, self.criterion.label_smoothing
-        )
-        of_row = jnp.repeat(mask, len(self._options))[:, None]
-        return loss, {
-            "count": mask.sum(),
-            "tokens": ((batch["src_tokens"] != bart.config.pad_token_id) & of_row).sum(),
-            "correct": ((logits.argmax(-1) == batch["targets"]) & mask).sum(),
-        }
+        """`count` is the number of rows."""
+        mask, targets = batch["mask"], batch["targets"]
+        loss, _ = losses.cross_entropy(logits, targets, mask, self.criterion.label_smoothing)
+        correct = ((logits.argmax(-1) == targets) & mask).sum()
+        return loss, {"count": mask.sum(), "correct": correct}
 
     def predict(
         self, bart: BART, params: Tree, batch: dict[str, jax.Array]
@@ -275,10 +261,6 @@ class SentenceRanking(TaskDefaults):
         logp = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
         loss = float(-np.mean(logp[np.arange(len(targets)), targets]))
         return {"loss": loss, "accuracy": 100 * float(np.mean(logits.argmax(1) == targets))}
-
-    def parts(self, params: Tree) -> tuple[Params, dict[str, HeadFiles]]:
-        """The body's parameters, and the head."""
-        return params["model"], {self.criterion.ranking_head_name: HeadFiles(params["head"])}
 
 
 KIND = TaskKind(SentenceRankingConfig(), (SentenceRankingCriterionConfig(),), SentenceRanking)

@@ -19,17 +19,15 @@ from bart_hk.checkpoint.model_files import HeadFiles
 from bart_hk.config import BARTConfig, Flavour
 from bart_hk.data.batching import pad_rows
 from bart_hk.data.readers import COMPRESSIONS, DataError
-from bart_hk.model import BART, ClassificationHead, Params
-from bart_hk.tasks import Batch, TaskDefaults, TaskKind, files, losses
-from bart_hk.tasks.heads import described, misfit
+from bart_hk.model import BART
+from bart_hk.tasks import Batch, TaskKind, files, losses
+from bart_hk.tasks.heads import HeadTask, Tree, described
 from bart_hk.tasks.labels import check_label, label_names
 from bart_hk.tasks.tagging import Sentence, entity_f1, read_tagged
 from bart_hk.text import TextEncoder
 
 _log = logging.getLogger(__name__)
 _NONE = -1  # the target of a token that has no label
-
-Tree = dict[str, Params]  # {"model": the body's parameters, "head": the head's}
 
 
 @dataclass
@@ -90,7 +88,7 @@ class TaggedRows:
         return f"{self.path}, lines {', '.join(str(self.sentences[i].line) for i in rows)}"
 
 
-class TokenClassification(TaskDefaults):
+class TokenClassification(HeadTask):
     """The task; see `bart_hk.tasks.Task` for what its methods are for.
 
     Raises (when made):
@@ -107,6 +105,7 @@ class TokenClassification(TaskDefaults):
         self, config: TokenClassificationConfig, criterion: TokenClassificationCriterionConfig
     ) -> None:
         self.config, self.criterion = config, criterion
+        self._asked_order = bool(config.labels)
         if not 0 <= criterion.label_smoothing < 1:
             raise DataError(
                 f"criterion.label_smoothing={criterion.label_smoothing} must be in [0, 1)"
@@ -168,51 +167,31 @@ class TokenClassification(TaskDefaults):
             _log.info("%s: %d words beyond %d tokens are left out", path, lost, longest)
         return TaggedRows(path, sentences, rows, places, targets, config.pad_token_id)
 
-    def init(
-        self, bart: BART, params: Params, key: jax.Array, restored: dict[str, HeadFiles]
-    ) -> Tree:
-        """The tree to train: the body, and the restored model's head of our name or a new one.
+    def _outputs(self) -> int:
+        return len(self.labels)
 
-        Raises:
-            DataError: the restored head does not fit.
-        """
-        found = restored.get(self.criterion.head_name)
-        if found is not None and sorted(found.labels or ()) == sorted(self.labels):
-            if self.config.labels and found.labels != self.labels:
-                raise DataError(
-                    f"task.labels={self.labels} are in another order than those of the restored "
-                    f"head {self.criterion.head_name!r}, {found.labels}: leave task.labels out, or "
-                    "name a new head in criterion.head_name"
-                )
-            there = np.array([list(found.labels or ()).index(x) for x in self.labels], np.int64)
-            for split in (self.train, self.valid):
-                if split is not None:
-                    split.targets = [there[targets] for targets in split.targets]
-            self.labels = list(found.labels or ())
-            return {"model": params, "head": found.params}
-        if found is not None:
-            wanted = described(self.labels, len(self.labels))
-            raise misfit(self.criterion.head_name, found, wanted, "head_name")
-        head = ClassificationHead(bart.config, len(self.labels))
-        return {"model": params, "head": head.init(key)}
+    def _fits(self, head: HeadFiles) -> bool:
+        return sorted(head.labels or ()) == sorted(self.labels)
 
-    def _logits(
-        self, bart: BART, params: Tree, batch: dict[str, jax.Array], key: jax.Array | None
-    ) -> jax.Array:
-        return token_logits(bart, params["model"], params["head"], batch, key)
+    def _wanted(self) -> str:
+        return described(self.labels, len(self.labels))
 
-    def loss(
-        self, bart: BART, params: Tree, key: jax.Array, batch: dict[str, jax.Array]
+    def _renumber(self, there: np.ndarray) -> None:
+        for split in (self.train, self.valid):
+            if split is not None:
+                split.targets = [there[targets] for targets in split.targets]
+
+    def _weights(self, batch: dict[str, jax.Array]) -> jax.Array:
+        return batch["targets"] != _NONE
+
+    def _loss_of(
+        self, logits: jax.Array, batch: dict[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The summed loss of a batch; `count` is its number of words. Traced."""
-        logits, targets = self._logits(bart, params, batch, key), batch["targets"]
-        mask = targets != _NONE
+        """`count` is the number of words."""
+        mask, targets = batch["targets"] != _NONE, batch["targets"]
         loss, _ = losses.cross_entropy(logits, targets, mask, self.criterion.label_smoothing)
-        return loss, {
-            "count": mask.sum(),
-            "tokens": (batch["src_tokens"] != bart.config.pad_token_id).sum(),
-            "correct": ((logits.argmax(-1) == targets) & mask).sum(),
-        }
+        correct = ((logits.argmax(-1) == targets) & mask).sum()
+        return loss, {"count": mask.sum(), "correct": correct}
 
     def predict(
         self, bart: BART, params: Tree, batch: dict[str, jax.Array]
@@ -250,29 +229,10 @@ class TokenClassification(TaskDefaults):
             metrics["f1"] = 100 * entity_f1(predicted, targets)
         return metrics
 
-    def parts(self, params: Tree) -> tuple[Params, dict[str, HeadFiles]]:
-        """The body's parameters, and the head with its label names."""
-        head = HeadFiles(params["head"], list(self.labels))
-        return params["model"], {self.criterion.head_name: head}
-
 
 KIND = TaskKind(
     TokenClassificationConfig(), (TokenClassificationCriterionConfig(),), TokenClassification
 )
-
-
-def token_logits(
-    bart: BART,
-    params: Params,
-    head: Params,
-    batch: dict[str, jax.Array],
-    key: jax.Array | None = None,
-) -> jax.Array:
-    """Of every token, float32 [B, S, C]. Traced."""
-    keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
-    both = batch["src_tokens"], batch["prev_output_tokens"]
-    decoded = bart.features(params, *both, keys=keys[:2])
-    return ClassificationHead.of(bart.config, head).apply(head, decoded.features, keys[2])
 
 
 def encode_words(

@@ -11,7 +11,6 @@ Source of names and weights: transformers, examples/research_projects/seq2seq-di
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -56,24 +55,6 @@ def check(config: DistillationConfig) -> None:
         raise ValueError("distillation.alpha_ce, alpha_mlm and alpha_hid are all 0")
 
 
-class Taught(Protocol):
-    """What is asked of a task that has a teacher, beside `Task`; see `TextWriting` for each."""
-
-    criterion: Any
-
-    def answers(
-        self, bart: BART, params: Tree, key: jax.Array | None, batch: Any, return_all_hiddens: bool
-    ) -> Answers: ...
-
-    def loss_of(
-        self, bart: BART, found: Answers, batch: Any
-    ) -> tuple[jax.Array, dict[str, jax.Array]]: ...
-
-    def soft_loss(self, student: Answers, teacher: Answers, temperature: float) -> jax.Array: ...
-
-    def teacher_tree(self, params: Any, heads: Any) -> Tree: ...
-
-
 class Teacher:
     """A teacher in memory.
 
@@ -94,13 +75,7 @@ class Teacher:
                 head.
         """
         assert config.teacher is not None  # whoever makes one has looked
-        if not hasattr(task, "answers"):
-            raise ValueError(
-                f"distillation.teacher={config.teacher}: a teacher is for tasks that write texts "
-                "and for sentence_prediction"
-            )
-        taught = cast(Taught, task)
-        if getattr(taught.criterion, "rdrop_alpha", 0.0):
+        if getattr(task.criterion, "rdrop_alpha", 0.0):
             raise ValueError("distillation.teacher and criterion.rdrop_alpha exclude each other")
         members, text = open_model(config.teacher)
         if len(members) > 1:
@@ -108,9 +83,9 @@ class Teacher:
         (model,) = members
         _check_fits(config.teacher, model.config, bart.config, text, encoder)
         self._layers = _layers(config, model.config, bart.config) if config.alpha_hid else {}
-        self._config, self._task, self._student = config, taught, bart
+        self._config, self._task, self._student = config, task, bart
         self._bart = BART(model.config, bart.dtype)
-        tree = taught.teacher_tree(model.params, model.heads)
+        tree = task.teacher_tree(model.params, model.heads)
         self.params: Tree = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), tree)
 
     def loss(

@@ -198,7 +198,7 @@ def test_token_dropout_masks_ordinary_tokens_alike_on_both_sides(tmp_path):
     task.encode(ENCODER, MODEL)
     batch = task.train.batch(np.arange(8), length=20, count=9)
     source, previous = batch["src_tokens"], batch["prev_output_tokens"]
-    dropped = task._drop_tokens(batch, jax.random.key(0), MODEL)
+    dropped, _ = task._dropped(batch, jax.random.key(0), MODEL)
     masked = np.asarray(dropped["src_tokens"]) == ENCODER.mask_id
     ordinary = ~np.isin(source, [0, 1, 2])
     assert not np.any(masked & ~ordinary)

@@ -16,13 +16,28 @@ from bart_hk.data.readers import DataError
 from bart_hk.model import BART
 from bart_hk.tasks import losses
 from bart_hk.tasks.losses import LabelSmoothedCrossEntropyConfig
+from bart_hk.tasks.question_answering import LABELS as SPANS
+from bart_hk.tasks.question_answering import (
+    QuestionAnswering,
+    QuestionAnsweringConfig,
+    QuestionAnsweringCriterionConfig,
+)
 from bart_hk.tasks.sentence_prediction import (
     SentencePrediction,
     SentencePredictionConfig,
     SentencePredictionCriterionConfig,
 )
+from bart_hk.tasks.sentence_ranking import (
+    SentenceRanking,
+    SentenceRankingConfig,
+    SentenceRankingCriterionConfig,
+)
 from bart_hk.tasks.teaching import hidden_loss, soft_cross_entropy
-from bart_hk.tasks.token_classification import TokenClassification
+from bart_hk.tasks.token_classification import (
+    TokenClassification,
+    TokenClassificationConfig,
+    TokenClassificationCriterionConfig,
+)
 from bart_hk.tasks.translation import Translation, TranslationConfig
 from bart_hk.text import train_bpe
 from bart_hk.training.config import ConfigError, complete
@@ -59,6 +74,13 @@ def folder(tmp_path_factory):
     (made / "texts.tsv").write_text("\n".join(lines) + "\n")
     rows = ["sentence\tlabel", "aa\tyes", "dd ee ff\tno", "gg hh\tyes"]
     (made / "classes.tsv").write_text("\n".join(rows) + "\n")
+    rows = ["context\toption1\toption2\tlabel", "aa bb\tcc\tdd dd ee\t1", "ff\tgg\thh\t0"]
+    (made / "options.tsv").write_text("\n".join(rows) + "\n")
+    (made / "words.txt").write_text("aa yes\nbb no\n\ncc no\ndd yes\nee no\n")
+    asked = {"id": "1", "question": "aa", "answers": [{"text": "dd ee", "answer_start": 6}]}
+    other = {"id": "2", "question": "bb cc", "answers": [{"text": "bb", "answer_start": 0}]}
+    text = {"context": "bb cc dd ee ff", "qas": [asked, other]}
+    (made / "answers.json").write_text(json.dumps({"data": [{"paragraphs": [text]}]}))
     return made
 
 
@@ -78,6 +100,26 @@ def sentences(folder, **options):
     )
     task.encode(ENCODER, MODEL)
     return task
+
+
+def options(folder):
+    return SentenceRanking(
+        SentenceRankingConfig(train=str(folder / "options.tsv")), SentenceRankingCriterionConfig()
+    )
+
+
+def tags(folder):
+    return TokenClassification(
+        TokenClassificationConfig(train=str(folder / "words.txt")),
+        TokenClassificationCriterionConfig(),
+    )
+
+
+def spans(folder):
+    return QuestionAnswering(
+        QuestionAnsweringConfig(train=str(folder / "answers.json")),
+        QuestionAnsweringCriterionConfig(),
+    )
 
 
 def teacher_of(folder, task, small=MODEL, encoder=ENCODER, **options):
@@ -150,6 +192,49 @@ def test_the_loss_of_classes_in_the_students_order(folder):
     loss, own, mine, theirs = jax.jit(all_of_it)(params, teacher.params, turned)
     soft = soft_cross_entropy(mine, theirs[:, ::-1], batch["mask"], 2.0)
     assert float(loss) == pytest.approx(float(0.2 * own + 0.8 * soft), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "labels", "outputs", "order"),
+    [(options, None, 1, None), (tags, ["yes", "no"], 2, [1, 0]), (spans, SPANS, 2, None)],
+)
+def test_the_loss_of_other_heads(folder, tmp_path, make, labels, outputs, order):
+    """By hand, from the logits of both; rows of padding count nowhere, in no part of it."""
+    task = make(folder)
+    task.encode(ENCODER, MODEL)
+    stored = {"other name": head(0, labels, outputs)}
+    write_model(tmp_path / "big", BIG, random_params(BIG, 0.4), stored, also=ENCODER.save)
+    teacher = teacher_of(tmp_path, task, alpha_hid=1.5, temperature=3.0)
+    small, big = (BART(c.replace(dropout=0.0)) for c in (MODEL, BIG))
+    own = {"model": random_params(MODEL, 0.5), "head": head(3, None, outputs).params}
+    plain = {"model": read_model(tmp_path / "big").params, "head": stored["other name"].params}
+    rows = np.arange(2)
+    batch, padded = (task.train.batch(rows, 16, count) for count in (2, 4))
+
+    def parts(params):
+        both = ((small, params), (big, plain))
+        logits = [task._logits(bart, tree, batch, None) for bart, tree in both]
+        loss = teacher.loss(params, None, batch, teacher.params)
+        return *logits, task.loss(small, params, None, batch), loss
+
+    mine, theirs, (alone, _), (loss, sums) = jax.jit(parts)(own)
+    if order:  # of the teacher's outputs, as the student has them
+        theirs = theirs[..., order]
+    p, q = (np.asarray(jax.nn.log_softmax(x / 3.0)) for x in (theirs, mine))
+    each = (np.exp(p) * (p - q)).sum(-1)
+    if make is tags:
+        each = each[batch["targets"] >= 0]
+    soft = 9 * each.sum() / (2 if make is spans else 1)
+    assert soft > 0.01 and float(sums["soft_loss"]) == pytest.approx(soft, rel=1e-4)
+    assert float(sums["own_loss"]) == pytest.approx(float(alone), rel=1e-5)
+    whole = 0.2 * float(alone) + 0.8 * soft + 1.5 * float(sums["hidden_loss"])
+    assert float(sums["hidden_loss"]) > 0.01 and float(loss) == pytest.approx(whole, rel=1e-4)
+
+    again, its_sums = jax.jit(teacher.loss)(own, None, padded, teacher.params)
+    assert float(again) == pytest.approx(float(loss), rel=1e-5)
+    assert {name: float(value) for name, value in its_sums.items()} == pytest.approx(
+        {name: float(value) for name, value in sums.items()}, rel=1e-5
+    )
 
 
 def test_the_teacher_is_an_argument_of_the_compiled_step(folder):
@@ -226,7 +311,6 @@ def test_a_teacher_that_does_not_fit(folder, tmp_path):
     deep = MODEL.replace(encoder_layers=3)
     refused("the student has 3 encoder layers, and its teacher", folder, task, deep, alpha_hid=1.0)
     refused("rdrop_alpha exclude each other", folder, texts(folder, rdrop_alpha=1.0))
-    refused("a teacher is for tasks that write", folder, object.__new__(TokenClassification))
     numbers = object.__new__(SentencePrediction)
     numbers.config = SentencePredictionConfig()
     numbers.criterion = SentencePredictionCriterionConfig(regression_target=True)
