@@ -118,6 +118,9 @@ def test_mbart_is_as_published():
     assert config.dataset.max_tokens == 1024 and config.dataset.batch_size is None
     assert (config.model.dropout, config.model.attention_dropout) == (0.3, 0.1)
     assert config.model.encoder_normalize_before and config.model.decoder_normalize_before
+    assert config.checkpoint.restore_file == (
+        "https://dl.fbaipublicfiles.com/fairseq/models/mbart/mbart.cc25.v2.tar.gz"
+    )
 
 
 def test_squad_is_as_its_header_says():
