@@ -46,7 +46,7 @@ class BARTHubInterface(LatentBART):
 
     @functools.cached_property
     def _token_logits(self) -> Any:
-        return jax.jit(functools.partial(head_logits, at_ends=False), static_argnums=0)
+        return jax.jit(head_logits, static_argnums=0, static_argnames="at_ends")
 
     @property
     def _features_max_tokens(self) -> int:
@@ -313,14 +313,13 @@ class BARTHubInterface(LatentBART):
         pad = self.config.pad_token_id
         classes_of: list[np.ndarray] = [np.zeros(0, int)] * len(rows)
         for chosen, (count, length) in self._shapes([len(row) for row in rows]):
-            batch = {
-                "src_tokens": pad_rows([rows[i] for i in chosen], pad, length, count),
-                "prev_output_tokens": pad_rows(
-                    [np.roll(rows[i], 1) for i in chosen], pad, length, count
-                ),
-            }
-            ids = batch["src_tokens"], batch["prev_output_tokens"]
-            logits = self._token_logits(self.model, self._params, registered.params, *ids)
+            ids = [
+                pad_rows([np.roll(rows[i], shift) for i in chosen], pad, length, count)
+                for shift in (0, 1)  # the source, and what the decoder reads
+            ]
+            logits = self._token_logits(
+                self.model, self._params, registered.params, *ids, at_ends=False
+            )
             found = np.asarray(logits.argmax(-1))
             for position, i in enumerate(chosen):
                 classes_of[i] = found[position, places[i]]

@@ -1,12 +1,13 @@
 """What tasks share that train a head: a body and its head, restored or new, and a teacher's.
 
-Shapes: B rows, S tokens, C outputs of the head.
+Shapes: B rows as the head sees them, S tokens, C outputs of the head.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bart_hk.checkpoint.model_files import HeadFiles
@@ -24,8 +25,9 @@ _SHOWN = 10  # classes in a message
 class HeadTask(TaskDefaults):
     """Of batches with src_tokens and prev_output_tokens int32 [B, S].
 
-    A task says which heads are right for it (`_outputs`, `_fits`, `_wanted`), what their logits are
-    (`_shaped`) and how they are judged (`_loss_of`, `_weights`).
+    A task says which heads are right for it (`_outputs`, `_fits`, `_wanted`, and `_renumber` where
+    their classes may be in another order) and, unless each row has one class of several, how their
+    logits are judged (`_shaped`, `_weights`, `_real`, `_loss_of`).
 
     Attributes:
         head_option: of the criterion, what holds the head's name.
@@ -48,7 +50,7 @@ class HeadTask(TaskDefaults):
         raise NotImplementedError
 
     def _fits(self, head: HeadFiles) -> bool:
-        """Whether a head that is there gives what the data ask for, its classes in any order."""
+        """Whether a head that is there gives what the data ask for."""
         raise NotImplementedError
 
     def _wanted(self) -> str:
@@ -102,22 +104,26 @@ class HeadTask(TaskDefaults):
     # --- Traced -----------------------------------------------------------------------------------
 
     def _shaped(self, logits: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
-        """What is judged, of what the head gives: float32 [B, C], or [B, S, C] of every token."""
+        """What is judged, classes last, of what the head gives: float32 [B, C], or [B, S, C] of
+        every token."""
         return logits
 
     def _real(self, batch: dict[str, jax.Array], config: BARTConfig) -> jax.Array:
-        """Where there are tokens that count, bool [B, S]."""
+        """Where there are tokens, rows of padding left out: bool [B, S]."""
         return batch["src_tokens"] != config.pad_token_id
 
     def _weights(self, batch: dict[str, jax.Array]) -> jax.Array:
-        """How much each of the judged outputs counts, without their last axis."""
-        raise NotImplementedError
+        """How much each row or token counts: bool or float32, the logits' shape but for classes."""
+        return batch["mask"]
 
     def _loss_of(
         self, logits: jax.Array, batch: dict[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The summed loss, and sums: `count`, its divisor, and others."""
-        raise NotImplementedError
+        mask, targets = self._weights(batch), batch["targets"]
+        loss, _ = losses.cross_entropy(logits, targets, mask, self.criterion.label_smoothing)
+        correct = ((logits.argmax(-1) == targets) & mask).sum()
+        return loss, {"count": mask.sum(), "correct": correct}
 
     def _logits(
         self, bart: BART, params: Tree, batch: dict[str, jax.Array], key: jax.Array | None
@@ -151,18 +157,23 @@ class HeadTask(TaskDefaults):
         batch: dict[str, jax.Array],
         return_all_hiddens: bool = False,
     ) -> Answers:
-        """One pass; a key turns dropout on. Traced."""
-        keys = [None] * 2 if key is None else list(jax.random.split(key))
-        at = None
-        if self.reads_ends:
-            at = sentence_ends(batch["src_tokens"], bart.config.eos_token_id)
-        encoded, decoded = losses.sequence_states(
-            bart, params["model"], keys[0], batch, return_all_hiddens, at
-        )
+        """One pass; a key turns dropout on, without hidden states that of `loss`. Traced."""
+        keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
+        source, previous = batch["src_tokens"], batch["prev_output_tokens"]
+        body, hiddens = params["model"], {"return_all_hiddens": return_all_hiddens}
+        encoded = bart.encode(body, source, key=keys[0], **hiddens)
+        ends = sentence_ends(source, bart.config.eos_token_id) if self.reads_ends else None
+        # Where hidden states are compared, the last layer's are those of all tokens, too.
+        at = None if return_all_hiddens else ends
+        decoded = bart.decode(body, previous, encoded, key=keys[1], at=at, **hiddens)
+        features = decoded.features
+        if ends is not None:
+            places = ends if at is None else jnp.zeros_like(ends)
+            features = features[jnp.arange(len(places)), places]
         head = ClassificationHead.of(bart.config, params["head"])
-        features = decoded.features[:, 0] if self.reads_ends else decoded.features
-        logits = self._shaped(head.apply(params["head"], features, keys[1]), batch)
+        logits = self._shaped(head.apply(params["head"], features, keys[2]), batch)
         real = self._real(batch, bart.config)
+        # The encoder has seen what rows of padding hold, which is not to be compared.
         encoded = encoded._replace(src_mask=real)
         return Answers(logits, self._weights(batch), encoded, decoded, real)
 
@@ -192,7 +203,7 @@ class HeadTask(TaskDefaults):
         if not self._fits(head):
             raise DataError(
                 f"the teacher's head gives {of_head(head)}, and wanted are {self._wanted()}: take "
-                "a teacher that was trained on these classes"
+                "a teacher that was trained for this task"
             )
         if not head.labels or not self.labels:
             return {"model": params, "head": head.params}

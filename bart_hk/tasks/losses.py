@@ -124,10 +124,8 @@ def sequence_states(
     key: jax.Array | None,
     batch: dict[str, jax.Array],
     return_all_hiddens: bool = False,
-    at: jax.Array | None = None,
 ) -> tuple[EncoderOutput, DecoderOutput]:
-    """What both sides give for a batch; a key turns dropout on, and `at` is as `BART.decode`'s.
-    Traced."""
+    """What both sides give for a batch; a key turns dropout on. Traced."""
     keys = (None, None) if key is None else jax.random.split(key)
     encoded = bart.encode(
         params, batch["src_tokens"], key=keys[0], return_all_hiddens=return_all_hiddens
@@ -137,7 +135,6 @@ def sequence_states(
         batch["prev_output_tokens"],
         encoded,
         key=keys[1],
-        at=at,
         return_all_hiddens=return_all_hiddens,
     )
     return encoded, decoded

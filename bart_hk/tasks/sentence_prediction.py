@@ -345,8 +345,8 @@ class SentencePrediction(HeadTask):
     def _dropped(
         self, batch: dict[str, jax.Array], key: jax.Array | None, config: BARTConfig
     ) -> tuple[dict[str, jax.Array], jax.Array | None]:
-        """The batch with the same ordinary tokens of source and decoder input masked, and a key
-        that is left, if one is given and tokens are dropped."""
+        """With `task.token_dropout` and a key the batch with some ordinary tokens masked, the same
+        in source and decoder input, and a key for the rest; else both as they are."""
         if key is None or not self.config.token_dropout:
             return batch, key
         key, drop_key = jax.random.split(key)

@@ -22,7 +22,7 @@ from bart_hk.config import BARTConfig
 from bart_hk.data.batching import pad_rows
 from bart_hk.data.readers import LABEL_COLUMNS, DataError, Table, read_table
 from bart_hk.model import BART
-from bart_hk.tasks import Batch, TaskKind, files, losses
+from bart_hk.tasks import Batch, TaskKind, files
 from bart_hk.tasks.heads import HeadTask, Tree
 from bart_hk.text import TextEncoder
 from bart_hk.text.framing import frame, truncate
@@ -234,18 +234,6 @@ class SentenceRanking(HeadTask):
     def _real(self, batch: dict[str, jax.Array], config: BARTConfig) -> jax.Array:
         of_row = jnp.repeat(batch["mask"], len(self._options))
         return super()._real(batch, config) & of_row[:, None]
-
-    def _weights(self, batch: dict[str, jax.Array]) -> jax.Array:
-        return batch["mask"]
-
-    def _loss_of(
-        self, logits: jax.Array, batch: dict[str, jax.Array]
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """`count` is the number of rows."""
-        mask, targets = batch["mask"], batch["targets"]
-        loss, _ = losses.cross_entropy(logits, targets, mask, self.criterion.label_smoothing)
-        correct = ((logits.argmax(-1) == targets) & mask).sum()
-        return loss, {"count": mask.sum(), "correct": correct}
 
     def predict(
         self, bart: BART, params: Tree, batch: dict[str, jax.Array]

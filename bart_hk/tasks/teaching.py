@@ -18,8 +18,9 @@ class Answers(NamedTuple):
     """What one pass of a model gives for a batch.
 
     Attributes:
-        logits: float32 [B, T, V], or [B, C] of a head.
-        weights: how much each place counts in the loss: bool or float32 [B, T] or [B].
+        logits: float32 [B, T, V] of a text; of a head [B, C], [B, T, C] or, of an answer's first
+            and last token, [2, B, T].
+        weights: how much each place counts in the loss: bool or float32, without the last axis.
         encoded, decoded: what the two sides gave; with hidden states where they were asked for.
         target_mask: bool [B, T], True at the tokens that the decoder reads.
     """
@@ -65,8 +66,7 @@ def hidden_loss(
 
     Args:
         student, teacher: hidden states [B, T, D] as `BART.encode` and `decode` return them: the
-            embedding, then each layer's output. A last layer that computed a single position of
-            each row has [B, 1, D].
+            embedding, then each layer's output.
         layers: of each of the student's layers, the number of the teacher's that it is to be like.
         mask: bool [B, T], True at real tokens.
         normalize: compares states of mean 0 and variance 1 (over D).
@@ -76,9 +76,8 @@ def hidden_loss(
         pair = [x.astype(jnp.float32) for x in (mine, teacher[number + 1])]
         if normalize:
             pair = [jax.nn.standardize(x, epsilon=1e-5) for x in pair]
-        here = mask if mine.shape[1] == mask.shape[1] else mask.any(1, keepdims=True)
         squares = jnp.square(pair[0] - pair[1]).mean(-1)
-        total += jnp.where(here, squares, 0).sum() / jnp.maximum(here.sum(), 1)
+        total += jnp.where(mask, squares, 0).sum() / jnp.maximum(mask.sum(), 1)
     return total
 
 

@@ -20,7 +20,7 @@ from bart_hk.config import BARTConfig, Flavour
 from bart_hk.data.batching import pad_rows
 from bart_hk.data.readers import COMPRESSIONS, DataError
 from bart_hk.model import BART
-from bart_hk.tasks import Batch, TaskKind, files, losses
+from bart_hk.tasks import Batch, TaskKind, files
 from bart_hk.tasks.heads import HeadTask, Tree, described
 from bart_hk.tasks.labels import check_label, label_names
 from bart_hk.tasks.tagging import Sentence, entity_f1, read_tagged
@@ -171,7 +171,8 @@ class TokenClassification(HeadTask):
         return len(self.labels)
 
     def _fits(self, head: HeadFiles) -> bool:
-        return sorted(head.labels or ()) == sorted(self.labels)
+        named = sorted(head.labels or ()) == sorted(self.labels)
+        return named and not head.multi_label
 
     def _wanted(self) -> str:
         return described(self.labels, len(self.labels))
@@ -183,15 +184,6 @@ class TokenClassification(HeadTask):
 
     def _weights(self, batch: dict[str, jax.Array]) -> jax.Array:
         return batch["targets"] != _NONE
-
-    def _loss_of(
-        self, logits: jax.Array, batch: dict[str, jax.Array]
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """`count` is the number of words."""
-        mask, targets = batch["targets"] != _NONE, batch["targets"]
-        loss, _ = losses.cross_entropy(logits, targets, mask, self.criterion.label_smoothing)
-        correct = ((logits.argmax(-1) == targets) & mask).sum()
-        return loss, {"count": mask.sum(), "correct": correct}
 
     def predict(
         self, bart: BART, params: Tree, batch: dict[str, jax.Array]

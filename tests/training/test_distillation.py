@@ -1,5 +1,6 @@
 """A student and its teacher: the loss by hand, the teacher as an argument, a run, refusals."""
 
+import dataclasses
 import json
 
 import jax
@@ -65,7 +66,7 @@ def head(seed, labels, classes=2):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A teacher with a head, and files of both tasks."""
+    """A teacher with a head, and files of five tasks."""
     made = tmp_path_factory.mktemp("teacher")
     heads = {HEAD: head(0, LABELS[::-1])}
     write_model(made / "big", BIG, random_params(BIG, 0.4), heads, also=ENCODER.save)
@@ -102,7 +103,7 @@ def sentences(folder, **options):
     return task
 
 
-def options(folder):
+def ranked(folder):
     return SentenceRanking(
         SentenceRankingConfig(train=str(folder / "options.tsv")), SentenceRankingCriterionConfig()
     )
@@ -196,7 +197,7 @@ def test_the_loss_of_classes_in_the_students_order(folder):
 
 @pytest.mark.parametrize(
     ("make", "labels", "outputs", "order"),
-    [(options, None, 1, None), (tags, ["yes", "no"], 2, [1, 0]), (spans, SPANS, 2, None)],
+    [(ranked, None, 1, None), (tags, ["yes", "no"], 2, [1, 0]), (spans, SPANS, 2, None)],
 )
 def test_the_loss_of_other_heads(folder, tmp_path, make, labels, outputs, order):
     """By hand, from the logits of both; rows of padding count nowhere, in no part of it."""
@@ -209,15 +210,22 @@ def test_the_loss_of_other_heads(folder, tmp_path, make, labels, outputs, order)
     own = {"model": random_params(MODEL, 0.5), "head": head(3, None, outputs).params}
     plain = {"model": read_model(tmp_path / "big").params, "head": stored["other name"].params}
     rows = np.arange(2)
-    batch, padded = (task.train.batch(rows, 16, count) for count in (2, 4))
+    batch, padded = (task.train.batch(rows, *shape) for shape in ((16, 2), (19, 4)))
 
     def parts(params):
         both = ((small, params), (big, plain))
         logits = [task._logits(bart, tree, batch, None) for bart, tree in both]
+        source, previous = batch["src_tokens"], batch["prev_output_tokens"]
+        states = [bart.encode(t["model"], source, return_all_hiddens=True) for bart, t in both]
+        states += [
+            bart.decode(t["model"], previous, encoded, return_all_hiddens=True)
+            for (bart, t), encoded in zip(both, states, strict=True)
+        ]
+        states = [side.hidden_states[1] for side in states]  # the student's only layer is a copy
         loss = teacher.loss(params, None, batch, teacher.params)
-        return *logits, task.loss(small, params, None, batch), loss
+        return *logits, task.loss(small, params, None, batch), loss, states
 
-    mine, theirs, (alone, _), (loss, sums) = jax.jit(parts)(own)
+    mine, theirs, (alone, _), (loss, sums), states = jax.jit(parts)(own)
     if order:  # of the teacher's outputs, as the student has them
         theirs = theirs[..., order]
     p, q = (np.asarray(jax.nn.log_softmax(x / 3.0)) for x in (theirs, mine))
@@ -227,14 +235,46 @@ def test_the_loss_of_other_heads(folder, tmp_path, make, labels, outputs, order)
     soft = 9 * each.sum() / (2 if make is spans else 1)
     assert soft > 0.01 and float(sums["soft_loss"]) == pytest.approx(soft, rel=1e-4)
     assert float(sums["own_loss"]) == pytest.approx(float(alone), rel=1e-5)
+    real = batch["src_tokens"] != 1
+    hidden = sum(
+        np.square(np.asarray(a - b)[real]).mean() for a, b in (states[:2], states[2:])
+    ) * float(sums["count"])
+    assert hidden > 0.01 and float(sums["hidden_loss"]) == pytest.approx(hidden, rel=1e-4)
     whole = 0.2 * float(alone) + 0.8 * soft + 1.5 * float(sums["hidden_loss"])
-    assert float(sums["hidden_loss"]) > 0.01 and float(loss) == pytest.approx(whole, rel=1e-4)
+    assert float(loss) == pytest.approx(whole, rel=1e-4)
 
     again, its_sums = jax.jit(teacher.loss)(own, None, padded, teacher.params)
     assert float(again) == pytest.approx(float(loss), rel=1e-5)
     assert {name: float(value) for name, value in its_sums.items()} == pytest.approx(
         {name: float(value) for name, value in sums.items()}, rel=1e-5
     )
+
+
+@pytest.mark.parametrize("make", ["sentences", "options", "tags", "spans"])
+def test_a_students_pass_is_that_of_its_loss(folder, make):
+    """With dropout, of tokens too: what a teacher is compared with is what the criterion judges."""
+    task = {"sentences": sentences, "options": ranked, "tags": tags, "spans": spans}[make](folder)
+    task.encode(ENCODER, MODEL)
+    if make == "sentences":
+        task.config = dataclasses.replace(task.config, token_dropout=0.3)
+    bart = BART(MODEL.replace(dropout=0.2, pooler_dropout=0.2))
+    params = task.init(bart, random_params(MODEL, 0.5), jax.random.key(2), {})
+    batch = task.train.batch(np.arange(2), 16, 3)
+
+    def both(key, states):
+        found = task.answers(bart, params, key, batch, states)
+        return task.loss(bart, params, key, batch), task.loss_of(bart, found, batch)
+
+    compiled = jax.jit(both, static_argnums=1)
+    values = []
+    # With states the last layer computes all tokens, and draws dropout for them.
+    for seed, states in ((0, False), (1, False), (None, True)):
+        key = None if seed is None else jax.random.key(seed)
+        (loss, sums), (again, its_sums) = compiled(key, states)
+        assert float(loss) == pytest.approx(float(again), rel=1e-5)
+        assert {n: int(v) for n, v in sums.items()} == {n: int(v) for n, v in its_sums.items()}
+        values.append(float(loss))
+    assert len(set(values)) == 3
 
 
 def test_the_teacher_is_an_argument_of_the_compiled_step(folder):
