@@ -24,6 +24,7 @@ MASKED = ("this is one of the best <mask> i have ever seen .", "He opened the <m
 RECIPE = (
     "experiment=mini/polarity",
     "optimization.max_epoch=1",
+    "common.evaluate=false",  # the demo judges on the held-out reviews by itself
     "optimization.lr=5e-4",
     "dataset.length_buckets=[24,40,64,128]",
 )
