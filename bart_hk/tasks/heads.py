@@ -3,6 +3,7 @@
 Shapes: B rows as the head sees them, S tokens, C outputs of the head.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ Tree = dict[str, Params]  # {"model": the body's parameters, "head": the head's}
 _SHOWN = 10  # classes in a message
 
 
-class HeadTask(TaskDefaults):
+class HeadTask(TaskDefaults, ABC):
     """Of batches with src_tokens and prev_output_tokens int32 [B, S].
 
     A task says which heads are right for it (`_outputs`, `_fits`, `_wanted`, and `_renumber` where
@@ -45,20 +46,21 @@ class HeadTask(TaskDefaults):
 
     # --- The head ---------------------------------------------------------------------------------
 
+    @abstractmethod
     def _outputs(self) -> int:
         """How many outputs a new head has."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _fits(self, head: HeadFiles) -> bool:
         """Whether a head that is there gives what the data ask for."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _wanted(self) -> str:
         """What a head is to give, in words."""
-        raise NotImplementedError
 
     def _renumber(self, there: np.ndarray) -> None:
-        """Changes the targets to the order of a restored head: class i becomes `there[i]`."""
+        """Changes the targets to the order of a restored head: class i becomes `there[i]`. Of
+        tasks whose `_fits` takes another order."""
         raise NotImplementedError
 
     @property
