@@ -69,8 +69,8 @@ def batch_costs(config: BARTConfig, batches: Sequence[dict[str, Any]]) -> dict[s
         names = [name for name in ("src_tokens", "prev_output_tokens") if name in batch]
         sides = [batch[name] for name in names]
         lengths = [(side != config.pad_token_id).sum(axis=1) for side in sides]
-        predicted = lengths[-1]
-        if "places" in batch:
+        predicted = np.zeros_like(lengths[0])  # a head's logits are few
+        if "target" in batch:
             predicted = (batch["target"] != config.pad_token_id).sum(axis=1)
         flops += training_flops(config, lengths[0], lengths[-1], predicted)
         positions += sum(side.size for side in sides)

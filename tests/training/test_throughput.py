@@ -57,21 +57,32 @@ def test_flops_are_the_products_of_the_network(source, target):
 
 def test_padding_costs_nothing_and_is_counted():
     pad = CONFIG.pad_token_id
-    full = {"src_tokens": np.full((2, 8), 7), "prev_output_tokens": np.full((2, 6), 7)}
+    target = np.full((2, 6), 7)
+    full = {"src_tokens": np.full((2, 8), 7), "prev_output_tokens": target, "target": target}
     padded = {
         name: np.pad(ids, ((0, 1), (0, 4)), constant_values=pad) for name, ids in full.items()
     }
+    whole = throughput.training_flops(CONFIG, np.array([8, 8]), np.array([6, 6]))
     costs, more = (throughput.batch_costs(CONFIG, [batch]) for batch in (full, padded))
-    assert costs["flops"] == more["flops"] > 0
+    assert costs["flops"] == more["flops"] == whole
     assert (costs["positions"], costs["padding"]) == (28, 0)
     assert (more["positions"], more["padding"]) == (3 * 12 + 3 * 10, 66 - 28)
     both = throughput.batch_costs(CONFIG, [full, padded])
     assert both == {name: costs[name] + more[name] for name in costs}
 
 
+def test_a_head_projects_nothing_to_the_vocabulary():
+    batch = {name: np.full((2, 8), 7) for name in ("src_tokens", "prev_output_tokens")}
+    of_head, of_text = (
+        throughput.batch_costs(CONFIG, [found])["flops"]
+        for found in (batch, batch | {"target": batch["prev_output_tokens"]})
+    )
+    assert of_text - of_head == 3 * 2 * CONFIG.encoder_embed_dim * CONFIG.vocab_size * 16
+
+
 def test_an_encoder_alone_projects_what_it_is_asked_for():
     alone = CONFIG.replace(flavour="encoder_only")
-    whole = {"src_tokens": np.full((2, 8), 7)}
+    whole = {name: np.full((2, 8), 7) for name in ("src_tokens", "target")}
     target = np.array([[7, 7, 7], [7, CONFIG.pad_token_id, CONFIG.pad_token_id]])
     asked = whole | {"target": target, "places": np.zeros((2, 3), int)}
     more, less = (throughput.batch_costs(alone, [batch]) for batch in (whole, asked))
