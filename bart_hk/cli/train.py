@@ -9,13 +9,14 @@ and OUT/2. What is wrong is said in one line, with exit code 2 if it is the comm
 fault and 1 if the run failed; HYDRA_FULL_ERROR=1 shows the traceback instead.
 """
 
+import dataclasses
 import importlib.util
 import logging
 import os
 import re
 import sys
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -49,9 +50,21 @@ def register() -> None:
     store.store(name="train_schema", node=TrainConfig)
     for group, options in GROUPS.items():
         for name, node in options.items():
-            store.store(group=group, name=name, node=node)
+            store.store(group=group, name=name, node=_open(node))
     for name, kind in TASKS.items():  # a task's name stands for the first of its criteria
         store.store(group="criterion", name=name, node=kind.criteria[0])
+
+
+def _open(node: Any) -> DictConfig:
+    """A node whose mappings take any key from the command line, as from a file: task.weights.a=2.
+
+    Hydra closes the whole configuration to new keys; a part's own flag goes before that.
+    """
+    config = OmegaConf.structured(node)
+    for field in dataclasses.fields(node):
+        if isinstance(getattr(node, field.name), dict):
+            OmegaConf.set_struct(config[field.name], False)
+    return config
 
 
 @hydra.main(version_base="1.3", config_path=str(_CONF), config_name="config")

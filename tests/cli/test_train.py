@@ -126,6 +126,19 @@ def test_the_config_is_shown_with_fairseqs_groups(data, monkeypatch, capsys):
     assert shown["optimizer"]["adam_betas"] == [0.9, 0.999]
 
 
+@pytest.mark.parametrize(
+    ("task", "key", "overrides", "expected"),
+    [
+        ("denoising", "weights", ["weights.a=1", "weights.b=2.5"], {"a": 1.0, "b": 2.5}),
+        ("translation", "generation", ["generation={beam: 2}"], {"beam": 2}),
+        ("autoencoding", "generation", ["generation.max_len_b=9"], {"max_len_b": 9}),
+    ],
+)
+def test_mappings_take_new_keys(data, monkeypatch, capsys, task, key, overrides, expected):
+    assert run(monkeypatch, "--cfg", "job", f"task={task}", *(f"task.{o}" for o in overrides)) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["task"][key] == expected
+
+
 @pytest.mark.parametrize("name", [p.stem for p in (cli._CONF / "experiment").glob("*.yaml")])
 def test_experiments_are_whole_configs(data, monkeypatch, capsys, name):
     assert run(monkeypatch, "--cfg", "job") == 0
@@ -146,6 +159,7 @@ def test_experiments_are_whole_configs(data, monkeypatch, capsys, name):
         ("task.trian=x.tsv", "there is no task.trian; did you mean task.train?"),
         ("dropout=0.3", "there is no dropout; did you mean model.dropout?"),
         ("+dataset.foo=1", "there is no dataset.foo; there are dataset.batch_size, "),
+        ("+task.generation.beam=2", "there is no task.generation"),
         ("modle=bart_base", "there is no modle; did you mean model?"),
         ("model=bart_huge", "model=bart_huge is not one of bart_large, bart_base, "),
         ("optimizer=sgd", "optimizer=sgd is not one of adam"),
