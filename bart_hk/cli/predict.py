@@ -110,7 +110,7 @@ def run(arguments: argparse.Namespace, lines: IO[bytes], out: IO[str]) -> None:
     if not bart.heads:
         raise ValueError(
             f"{arguments.model} has no classification head; bart-hk-train makes one, and "
-            "bart-hk-generate writes texts"
+            f"bart-hk-generate --path {arguments.model} writes texts"
         )
     arguments.head = head_name(bart, arguments.head)
     if not arguments.labels:

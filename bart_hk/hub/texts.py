@@ -119,7 +119,7 @@ class TextBART(LoadedBART):
             TypeError: something else than text.
 
         Warns:
-            CutTextWarning: a text was cut without `truncate`; once for a list.
+            CutTextWarning: a text was cut without `truncate`; once for a list, or for a loop.
         """
         if isinstance(sentence, list):
             if addl_sentences:
@@ -158,9 +158,10 @@ class TextBART(LoadedBART):
         if cuts:
             (number, size), more = cuts[0], len(cuts) - 1
             room = min(self.max_positions) - len(self.extras.get("source_suffix", [])) - 2
+            # One text is named without its size: Python says the same words once in a loop.
+            which = f"text {number} of {size}" if number is not None else f"a text of over {room}"
             warnings.warn(
-                f"{'a text' if number is None else f'text {number}'} of {size} tokens was cut to "
-                f"the {room} that fit this model, as in fairseq"
+                f"{which} tokens was cut to the {room} that fit this model, as in fairseq"
                 + (f", and {more} more" if more else "")
                 + "; truncate=True cuts without a word",
                 CutTextWarning,

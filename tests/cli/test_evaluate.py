@@ -435,3 +435,10 @@ def test_predict_errors(model, monkeypatch, capsys, arguments, data, message):
     assert predict.main([str(model), *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_predict_names_the_command_that_writes_texts(tmp_path, monkeypatch, capsys):
+    BARTHubInterface(CONFIG, random_params(CONFIG, 0.3), ENCODER).save(tmp_path / "writer")
+    feed(monkeypatch, b"a\n")
+    assert predict.main([str(tmp_path / "writer")]) == 2
+    assert f"bart-hk-generate --path {tmp_path / 'writer'} writes" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """The hub's methods but for generation; checkpoints are compared with fairseq elsewhere."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,8 +50,13 @@ def test_a_long_first_sentence_is_cut_as_in_fairseq(bart):
     with pytest.warns(CutTextWarning, match=said) as warned:
         assert len(shared.encode(["the", long, (long, "a"), "a"])[1]) == 64
     assert len(warned) == 1
-    with pytest.warns(CutTextWarning, match="a text of 100 tokens was cut to the 62 that fit"):
+    with pytest.warns(CutTextWarning, match="a text of over 62 tokens was cut to the 62 that fit"):
         assert shared.encode(long)[-1] == 2
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("default")
+        for size in (70, 80, 90):
+            shared.encode(" the" * size)
+    assert len(warned) == 1
     # fairseq leaves the second sentence whole; the row then does not fit.
     with pytest.warns(CutTextWarning):
         row = shared.encode(long, long)
