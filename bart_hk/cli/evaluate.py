@@ -2,15 +2,16 @@
 
 With a head the data are what its task was trained on: a table of texts and labels, of contexts and
 options, words with their tags (CoNLL or JSON lines), or questions in SQuAD's format. Without one,
-or with --texts, they are a table of sources and targets, or lines with --targets (NAME.source has
-NAME.target beside it), and the model writes texts. In OUTPUT it leaves metrics.json,
-predictions.jsonl, worst.jsonl and, of classes, confusion.png.
+or with --texts, they are a table of sources and targets, or with --targets lines (NAME.source has
+NAME.target beside it) or fairseq's stores, and the model writes texts. In OUTPUT it leaves
+metrics.json, predictions.jsonl, worst.jsonl and, of classes, confusion.png.
 
     bart-hk-evaluate checkpoints dev.tsv
     bart-hk-evaluate checkpoints GLUE/RTE/dev.tsv --glue rte
     bart-hk-evaluate tagger dev.conll
     bart-hk-evaluate bart.large.cnn test.jsonl --preset cnn --output cnn
     bart-hk-evaluate translator test.en --targets test.de
+    bart-hk-evaluate translator DATA/test.en-de.en.bin --targets DATA/test.en-de.de.bin
 """
 
 import argparse
@@ -76,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     heads.add_argument("--word-column", type=int, help="of words and tags (default 0)")
     texts = parser.add_argument_group("texts")
     texts.add_argument("--texts", action="store_true", help="write texts, though there is a head")
-    texts.add_argument("--targets", type=Path, metavar="FILE", help="of DATA's lines, no table")
+    texts.add_argument("--targets", type=Path, metavar="FILE", help="where DATA is no table")
     texts.add_argument("--source-column", metavar="NAME")
     texts.add_argument("--target-column", metavar="NAME")
     texts.add_argument("--metrics", nargs="+", choices=text_metrics.NAMES, help="(default: all)")

@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 
 from bart_hk.data.readers import DataError, Examples, read_examples, read_table
+from bart_hk.data.store import TokenStore
 from bart_hk.hub import BARTHubInterface
 from bart_hk.tasks import metrics
 from bart_hk.tasks.glue import GlueTask
 from bart_hk.tasks.labels import number, separated
-from bart_hk.tasks.pairs import Pairs, PairsConfig, read_pairs
+from bart_hk.tasks.pairs import Pairs, PairsConfig, check_symbols, read_pairs
 from bart_hk.tasks.sentence_options import READING
 from bart_hk.tasks.text_metrics import TextMetrics
+from bart_hk.text import TextEncoder
 
 
 @dataclass
@@ -239,7 +241,7 @@ def judge_texts(
     TextMetrics(names)  # what is missing is missed before the work is done
     config = PairsConfig(source_column=source_column, target_column=target_column)
     pairs = read_pairs(path, config, targets_file)
-    sources, targets = _texts(pairs)
+    sources, targets = _texts(bart, pairs)
     beam = int(options.get("beam", bart.extras.get("generation", {}).get("beam", 5)))
     rest = {key: value for key, value in options.items() if key != "beam"}
     written = [text or "" for text in bart.sample(sources, beam=beam, **rest)]
@@ -272,10 +274,21 @@ def judge_texts(
     return Judged(records, np.where(badness > 0, badness, np.nan), found, headline)
 
 
-def _texts(pairs: Pairs) -> tuple[list[str], list[Sequence[str]]]:
+def _texts(bart: BARTHubInterface, pairs: Pairs) -> tuple[list[str], list[Sequence[str]]]:
     sources: Any = pairs.sources
     targets: Any = pairs.targets
+    if isinstance(sources, TokenStore):
+        sources = _decoded(sources, bart.text.for_sources)
+    if isinstance(targets, TokenStore):
+        targets = [[text] for text in _decoded(targets, bart.text)]
     return list(sources), list(targets)
+
+
+def _decoded(store: TokenStore, encoder: TextEncoder) -> list[str]:
+    check_symbols(store, encoder)
+    end = encoder.dictionary.eos_index
+    rows = (store[i] for i in range(len(store)))
+    return [encoder.decode([int(i) for i in row if i != end]) for row in rows]
 
 
 def _about_metrics(names: Sequence[str], references: Sequence[int]) -> list[str]:

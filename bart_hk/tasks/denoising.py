@@ -31,7 +31,7 @@ from bart_hk.data.noised import NoisedBlocks
 from bart_hk.data.noising import PRESETS, NoiseConfig, Noiser, full_stops, word_starts
 from bart_hk.data.readers import DataError
 from bart_hk.data.store import TokenStore
-from bart_hk.tasks import TaskKind, losses
+from bart_hk.tasks import TaskKind, files, losses
 from bart_hk.tasks.losses import CrossEntropyConfig
 from bart_hk.tasks.writing import TextWriting
 from bart_hk.text import TextEncoder
@@ -298,14 +298,7 @@ class Denoising(TextWriting):
             return  # a store alone; its ids are checked
         except ValueError as error:
             raise DataError(f"task.data={folder}: {error}") from None
-        # What no text gives may differ: bart.base has more fillers, mBART languages.
-        pairs = enumerate(zip(theirs.symbols, encoder.dictionary.symbols, strict=False))
-        for index, (old, new) in pairs:
-            if old != new and not old.startswith(("madeupword", "<mask>")):
-                raise DataError(
-                    f"task.data={folder} was made with another vocabulary: id {index} is {old!r} "
-                    f"there and {new!r} in the model's tokenizer; make it again with that one"
-                )
+        files.check_vocabulary(f"task.data={folder}", theirs, encoder)
 
     def _corpora(self, name: str, stores: dict[str, TokenStore], plain: bool = False) -> Corpora:
         if name in self._opened:

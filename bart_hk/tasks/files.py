@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bart_hk.data.readers import COMPRESSIONS, FORMATS, DataError
+from bart_hk.text import Dictionary, TextEncoder
 
 CHARACTERS = "characters"  # as a tokenizer: every character of the texts is a symbol
 VALID_NAMES = ("valid", "val", "dev")
@@ -71,6 +72,38 @@ def find_table(folder: Path, stems: Sequence[str]) -> Path | None:
         for packed in ("", *COMPRESSIONS)
     )
     return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def check_vocabulary(where: str, theirs: Dictionary, encoder: TextEncoder) -> None:
+    """Makes sure that the ids of data mean what they mean to the model.
+
+    Raises:
+        DataError: an id is another symbol in the data's dictionary. What no text gives may differ:
+            bart.base has more fillers, mBART languages.
+    """
+    known = zip(theirs.symbols, encoder.dictionary.symbols, encoder.fairseq_symbols, strict=False)
+    for index, (old, *ours) in enumerate(known):
+        if old not in ours and not old.startswith(("madeupword", "<mask>")):
+            raise DataError(
+                f"{where} was made with another vocabulary: id {index} is {old!r} there and "
+                f"{ours[0]!r} in the model's tokenizer; make it again with that one"
+            )
+
+
+def check_dictionary(encoder: TextEncoder, *paths: Path) -> None:
+    """`check_vocabulary` of the first of these `dict.txt` that is there, if any is.
+
+    Raises:
+        DataError: it is another vocabulary, or no dictionary.
+    """
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        return
+    try:
+        theirs = Dictionary.load(path)
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    check_vocabulary(str(path), theirs, encoder)
 
 
 def digest(*paths: Path) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from bart_hk.data.readers import FORMATS, DataError, JsonField, read_lines, read_table
 from bart_hk.data.store import TokenStore
 from bart_hk.tasks import files
+from bart_hk.text import TextEncoder
 
 # Columns under which published data sets keep them.
 SOURCE_COLUMNS = ("source", "src", "document", "article", "dialogue", "text", "body")
@@ -196,7 +197,11 @@ def _stores(prefix: Path, pair: tuple[str, str]) -> Pairs:
     stem = f"{prefix.name}.{source}-{target}"
     if not (prefix.parent / f"{stem}.{source}.idx").is_file():
         stem = f"{prefix.name}.{target}-{source}"
-    one, other = (TokenStore(prefix.parent / f"{stem}.{language}") for language in pair)
+    return _of_stores(*(TokenStore(prefix.parent / f"{stem}.{language}") for language in pair))
+
+
+def _of_stores(one: TokenStore, other: TokenStore) -> Pairs:
+    """Sources and targets, row by row."""
     if len(one) != len(other):
         raise DataError(
             f"{one.prefix} has {len(one)} rows and {other.prefix} {len(other)}; they go row by "
@@ -236,7 +241,7 @@ def _lines_of_files(*paths: Path) -> Pairs:
 
 def read_pairs(path: Path, config: PairsConfig, targets: Path | None = None) -> Pairs:
     """A table; or a text on every line, and their targets in another file: NAME.target beside
-    NAME.source, if none is given.
+    NAME.source, if none is given; or fairseq's stores, NAME.en.bin and NAME.de.bin.
 
     Raises:
         DataError: as `read_splits`.
@@ -247,7 +252,20 @@ def read_pairs(path: Path, config: PairsConfig, targets: Path | None = None) -> 
         return read_table_of_pairs(path, config)
     if config.source_column or config.target_column:
         raise DataError(f"{path} is no table: leave out task.source_column and task.target_column")
+    if path.suffix == ".bin":
+        return _of_stores(TokenStore(path.with_suffix("")), TokenStore(targets.with_suffix("")))
     return _lines_of_files(path, targets)
+
+
+def check_symbols(store: TokenStore, encoder: TextEncoder) -> None:
+    """Makes sure that a store's ids are the encoder's, by the `dict.LANGUAGE.txt` beside it.
+
+    Raises:
+        DataError: they are of another vocabulary.
+    """
+    folder, language = store.prefix.parent, store.prefix.suffix
+    files.check_dictionary(encoder, folder / f"dict{language}.txt", folder / "dict.txt")
+    store.check_vocabulary(len(encoder.dictionary), "the model's tokenizer")
 
 
 def read_table_of_pairs(path: Path, config: PairsConfig) -> Pairs:

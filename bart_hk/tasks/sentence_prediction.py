@@ -243,6 +243,10 @@ class SentencePrediction(HeadTask):
     def _encode(
         self, examples: Examples, encoder: TextEncoder, config: BARTConfig, longest: int
     ) -> EncodedExamples:
+        if self.tokenizer_folder is not None:
+            for name in examples.text_columns:
+                folder = examples.path.parent
+                files.check_dictionary(encoder, folder / name / "dict.txt")
         columns = [
             ids_of(encoder, [texts[c] for texts in examples.texts])
             for c in range(len(examples.text_columns))

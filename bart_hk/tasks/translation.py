@@ -29,7 +29,7 @@ from bart_hk.generation.options import GenerationOptions
 from bart_hk.model import BART
 from bart_hk.tasks import Batch, TaskKind, files, losses
 from bart_hk.tasks.losses import CrossEntropyConfig
-from bart_hk.tasks.pairs import Pairs, PairsConfig, Splits, read_splits
+from bart_hk.tasks.pairs import Pairs, PairsConfig, Splits, check_symbols, read_splits
 from bart_hk.tasks.text_metrics import ROUGE, TextMetrics
 from bart_hk.tasks.writing import TextWriting, Tree
 from bart_hk.text import TextEncoder
@@ -146,11 +146,12 @@ class Translation(TextWriting):
         return found
 
     def labelled_files(self) -> list[tuple[Path, ...]]:
-        """The validation table, or sources and targets; none of stores of ids, or without files."""
+        """The validation table, or sources and targets; of stores their .bin."""
         valid = self._splits.valid
-        if valid is None or self._splits.binarised or not valid.files:
+        if valid is None or not valid.files:
             return []
-        return [tuple(valid.files)]
+        stores = tuple(path for path in valid.files if path.suffix == ".bin")
+        return [stores or tuple(valid.files)]
 
     def texts(self) -> Iterable[str]:
         """Sources and targets to train on."""
@@ -273,7 +274,7 @@ KIND = TaskKind(
 def _ids(texts: Any, encoder: TextEncoder, config: BARTConfig) -> list[np.ndarray]:
     """The ids of texts, of first references, or of a store's rows without their `</s>`."""
     if isinstance(texts, TokenStore):
-        texts.check_vocabulary(len(encoder.dictionary), "the model's tokenizer")
+        check_symbols(texts, encoder)
         rows = [texts[i] for i in range(len(texts))]
         return [r[:-1] if len(r) and r[-1] == config.eos_token_id else r for r in rows]
     plain = [text if isinstance(text, str) else text[0] for text in texts]

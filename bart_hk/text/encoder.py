@@ -11,7 +11,7 @@ import numpy as np
 
 from bart_hk.text import directory as directory_files
 from bart_hk.text.dictionary import Dictionary
-from bart_hk.text.fairseq_folder import Saved, misfit
+from bart_hk.text.fairseq_folder import Saved, misfit, written_symbols
 from bart_hk.text.gpt2_bpe import GPT2_SIZES, gpt2_bpe, gpt2_dictionary
 
 _SOURCE = "source_tokenizer"  # a folder beside the files of the model's own
@@ -145,6 +145,11 @@ class TextEncoder:
         """
         size = len(self.dictionary) if rows is None else rows
         return directory_files.save_fairseq(self._parts(), Path(directory), size)
+
+    @property
+    def fairseq_symbols(self) -> list[str]:
+        """The dictionary's symbols as `save_fairseq` writes them."""
+        return written_symbols(self.bpe, self.dictionary)
 
     def _parts(self) -> directory_files.Tokenizer:
         return directory_files.Tokenizer(self.bpe, self.dictionary, self.mask, self.tokenizer_class)

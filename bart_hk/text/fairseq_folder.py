@@ -175,11 +175,10 @@ def save_fairseq(
         end -= len(codes)
     about: dict[str, Any] = {}
     if isinstance(bpe, GPT2BPE):
-        decimals = all(token == symbol for token, symbol in bpe.tokens.items())
-        vocabulary = _vocabulary(bpe, dictionary) if decimals else bpe.tokens
-        _write_byte_level(directory, bpe, vocabulary)
-        if decimals:
-            symbols = [vocabulary.get(symbol, symbol) for symbol in symbols]
+        vocabulary = _decimals(bpe, dictionary)
+        _write_byte_level(directory, bpe, vocabulary or bpe.tokens)
+        if vocabulary:
+            symbols = written_symbols(bpe, dictionary)
             about |= {"decimals": True, "tokens": len(bpe.tokens)}
     elif isinstance(bpe, SentencePieceBPE):
         (directory / "sentencepiece.bpe.model").write_bytes(bpe.model)
@@ -210,8 +209,19 @@ def _languages(symbols: Sequence[str]) -> list[str]:
     return max(bracketed, plain, key=len)[::-1]
 
 
-def _vocabulary(bpe: GPT2BPE, dictionary: Dictionary) -> dict[str, str]:
-    """A decimal symbol for every token, and for every byte: fairseq's BPE needs them all."""
+def written_symbols(bpe: Any, dictionary: Dictionary) -> list[str]:
+    """A dictionary's symbols as `save_fairseq` writes them."""
+    decimals = _decimals(bpe, dictionary) if isinstance(bpe, GPT2BPE) else {}
+    return [decimals.get(symbol, symbol) for symbol in dictionary.symbols]
+
+
+def _decimals(bpe: GPT2BPE, dictionary: Dictionary) -> dict[str, str]:
+    """A decimal symbol for every token, and for every byte: fairseq's BPE needs them all.
+
+    Nothing where the symbols are numbers already, as GPT-2's are.
+    """
+    if any(token != symbol for token, symbol in bpe.tokens.items()):
+        return {}
     # Numbers that the dictionary does not list are read as <unk>.
     beyond = itertools.count(len(dictionary))
     tokens = dict.fromkeys([*bpe.tokens, *BYTE_ALPHABET.values()])

@@ -5,16 +5,20 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from bart_hk.checkpoint.huggingface import read_model
 from bart_hk.cli import summary
 from bart_hk.cli import train as cli
+from bart_hk.data.store import StoreWriter
+from bart_hk.text import train_bpe
 
 ROWS = "".join(f"{'a good film' if i % 2 else 'a bad film'}\t{i % 2}\n" for i in range(16))
 TINY = [
@@ -291,6 +295,26 @@ def _of_pairs(folder: Path) -> list[str]:
     return ["task=translation", "criterion=cross_entropy", "task.data=.", *languages]
 
 
+def _of_ids(folder: Path) -> list[str]:
+    """What fairseq-preprocess makes of `_of_pairs`."""
+    overrides = _of_pairs(folder)
+    texts = {end: (folder / f"train.{end}").read_text().splitlines() for end in ("en", "de")}
+    encoder = train_bpe([*texts["en"], *texts["de"]], 270)
+    encoder.save_fairseq(folder)
+    (folder / "dict.txt").rename(folder / "dict.en.txt")
+    shutil.copy(folder / "dict.en.txt", folder / "dict.de.txt")
+    for end, lines in texts.items():
+        for name in ("train", "valid"):
+            writer = StoreWriter(folder / f"{name}.en-de.{end}", len(encoder.dictionary))
+            for line in lines:
+                ids = np.array([*encoder.encode(line), 2], np.int32)
+                writer.add(ids, np.array([len(ids)]))
+            writer.finish()
+            (folder / f"{name}.{end}").unlink()
+    encoder.save(folder / "tokenizer")
+    return [*overrides, "task.vocab_size=null", "task.tokenizer=tokenizer"]
+
+
 @pytest.mark.parametrize(
     ("write", "metrics", "rows"),
     [
@@ -299,6 +323,7 @@ def _of_pairs(folder: Path) -> list[str]:
         (_of_words, ["accuracy", "f1"], {"dev": 8}),
         (_of_questions, ["exact_match", "f1"], {"dev": 4}),
         (_of_pairs, ["bleu"], {"valid": 8}),
+        (_of_ids, ["bleu"], {"valid": 8}),
     ],
 )
 def test_the_score_and_the_predictions_of_a_run(tmp_path, monkeypatch, data, write, metrics, rows):

@@ -387,6 +387,9 @@ def test_fairseqs_binarised_folders_give_the_rows_of_the_table(tmp_path):
     with pytest.raises(DataError, match="another vocabulary"):
         small = train_bpe(["a b"], 262)
         make(tmp_path, train=None, data=str(folder)).encode(small, MODEL)
+    (folder / "input1" / "dict.txt").write_text("a 1\nb 1\n")
+    with pytest.raises(DataError, match="input1/dict.txt was made with another vocabulary: i"):
+        make(tmp_path, train=None, data=str(folder)).encode(ENCODER, MODEL)
     binarise(folder, pairs, ["yes"])
     with pytest.raises(DataError, match="input0/train has 2 rows and label/train 1; binarise them"):
         make(tmp_path, train=None, data=str(folder))

@@ -192,6 +192,12 @@ def test_the_layouts_give_the_same_rows(tmp_path):
     assert [row.tolist() for row in back.train.sources] == encoded[0][3:6]
     with pytest.raises(DataError, match="has en-de, not en-fr"):
         make(tmp_path, None, data=str(tmp_path / "stores"), source_lang="en", target_lang="fr")
+    # The ids of another dictionary of the same size are other texts.
+    dictionary = tmp_path / "stores" / "dict.txt"
+    first, second, *rest = dictionary.read_text().splitlines(keepends=True)
+    (tmp_path / "stores" / "dict.de.txt").write_text("".join([second, first, *rest]))
+    with pytest.raises(DataError, match=r"dict.de.txt was made with another vocabulary: id 4 is"):
+        tasks[-1].encode(ENCODER, MODEL)
 
 
 def test_some_validation_rows_are_spread_over_the_file(tmp_path):
