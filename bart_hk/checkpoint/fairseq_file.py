@@ -162,6 +162,10 @@ def _extras(settings: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
         if isinstance(settings.get(name), str)
     }
     extras: dict[str, Any] = {"fairseq": about} if about else {}
+    # This task has an option of that name; other checkpoints may have the model's former one.
+    longest = settings.get("max_positions")
+    if about.get("task") == "sentence_prediction" and isinstance(longest, int):
+        extras["max_positions"] = longest
     languages = settings.get("langs")
     if isinstance(languages, str):
         languages = languages.split(",")

@@ -67,6 +67,8 @@ _COPIES = {
 # What transformers' xIELU stores beside its parameters, and never changes.
 _CONSTANTS = {"beta": bfloat16(0.5), "eps": bfloat16(-1e-6)}
 
+# Tasks whose heads no BartForSequenceClassification can hold.
+_OF_EVERY_TOKEN = ("token_classification", "question_answering")
 # What `read_model` and `write_model` make of bart_hk.json themselves; the rest is the caller's.
 _OWN_EXTRAS = ("format", "config", "transformers_lacks", "heads", "head", "heads_file")
 
@@ -334,6 +336,12 @@ def write_model(
     directory, heads = Path(directory), dict(heads or {})
     if head is not None and head not in heads:
         raise ValueError(f"no head {head!r}; there are: {', '.join(sorted(heads)) or 'none'}")
+    task = (extras or {}).get("training", {}).get("task")
+    if head is not None and len(heads) == 1 and task in _OF_EVERY_TOKEN:
+        raise ValueError(
+            f"the head {head!r} reads every token (task={task}), and transformers' "
+            "BartForSequenceClassification the last </s>: leave the head out, it is kept beside"
+        )
     tree.check_parameters(params, config)
     dtype = str(np.dtype(params[f"{config.sides[0]}/layers_0/fc1"]["w"].dtype))
     main, beside = stored_tensors(config, params, heads, head)

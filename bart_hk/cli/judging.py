@@ -6,7 +6,6 @@ Shapes: N rows, C classes.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from bart_hk.tasks.glue import GlueTask
 from bart_hk.tasks.labels import number, separated
 from bart_hk.tasks.pairs import Pairs, PairsConfig, check_symbols, read_pairs
 from bart_hk.tasks.sentence_options import READING
-from bart_hk.tasks.text_metrics import TextMetrics
+from bart_hk.tasks.text_metrics import TextMetrics, caveats, settings
 from bart_hk.text import TextEncoder
 
 
@@ -269,8 +268,9 @@ def judge_texts(
 
     order = "rougeLsum" if "rouge" in names else "bleu"
     badness = np.array([100 - record[order] for record in records])
-    headline = _about_metrics(names, [len(references) for references in targets])
-    headline += _warnings(written, [references[0] for references in targets], names)
+    headline = settings(names, [len(references) for references in targets])
+    first = [references[0] for references in targets]
+    headline += [f"warning: {caveat}" for caveat in caveats(written, first, names)]
     return Judged(records, np.where(badness > 0, badness, np.nan), found, headline)
 
 
@@ -289,38 +289,6 @@ def _decoded(store: TokenStore, encoder: TextEncoder) -> list[str]:
     end = encoder.dictionary.eos_index
     rows = (store[i] for i in range(len(store)))
     return [encoder.decode([int(i) for i in row if i != end]) for row in rows]
-
-
-def _about_metrics(names: Sequence[str], references: Sequence[int]) -> list[str]:
-    """sacrebleu's signature, and what was done for ROUGE."""
-    lines = []
-    if "bleu" in names:
-        count = references[0] if len(set(references)) == 1 else "var"
-        settings = f"nrefs:{count}|case:mixed|eff:no|tok:13a|smooth:exp"
-        lines.append(f"BLEU: {settings}|version:{version('sacrebleu')}")
-    if "rouge" in names:
-        lines.append(
-            "ROUGE: rouge-score, F1, stemmed; the BART papers' ROUGE-L (files2rouge, on tokenised "
-            "text) is rougeLsum, of sentences; rougeL takes a text as one"
-        )
-    return lines
-
-
-def _warnings(
-    predictions: Sequence[str], references: Sequence[str], names: Sequence[str]
-) -> list[str]:
-    """Where one side is tokenised (`a film .`) and the other is not, metrics mean little."""
-    shares = [
-        float(np.mean([any(f" {mark}" in text for mark in ".,!?") for text in texts]))
-        for texts in (predictions, references)
-    ]
-    if abs(shares[0] - shares[1]) > 0.5:
-        which = "predictions" if shares[0] > shares[1] else "references"
-        return [
-            f"warning: the {which} look tokenised (a space before a full stop) and the others do "
-            f"not: {' and '.join(map(str.upper, names))} cannot be compared with published numbers"
-        ]
-    return []
 
 
 # --- Files ----------------------------------------------------------------------------------------

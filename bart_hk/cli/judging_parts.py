@@ -10,7 +10,7 @@ import numpy as np
 from bart_hk.cli.judging import Judged
 from bart_hk.data.readers import DataError
 from bart_hk.hub import BARTHubInterface
-from bart_hk.tasks.question_answering import LABELS
+from bart_hk.tasks.question_answering import LABELS, READING
 from bart_hk.tasks.sentence_ranking import (
     SentenceRanking,
     SentenceRankingConfig,
@@ -172,7 +172,7 @@ def judge_answers(bart: BARTHubInterface, name: str, path: Path) -> Judged:
         [q.question for q in questions],
         [q.context for q in questions],
         name,
-        may_be_none=any(not q.answers for q in questions),
+        may_be_none=None if READING in bart.extras else any(not q.answers for q in questions),
     )
     records: list[dict[str, Any]] = []
     values = np.zeros((len(questions), 2))
@@ -220,7 +220,7 @@ def answer_lines(
             if len(fields) != 2:
                 raise ValueError(f"{_shown(fields)}: a line is a question, a tab and its context")
         asked, contexts = zip(*columns, strict=True)
-        found = bart.answer(list(asked), list(contexts), name, may_be_none=may_be_none)
+        found = bart.answer(list(asked), list(contexts), name, may_be_none=may_be_none or None)
         return [{"answer": answer, "score": score} for answer, score in found]
     for fields in columns:
         if len(fields) < 3:

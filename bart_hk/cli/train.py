@@ -5,8 +5,9 @@
 
 The same command again goes on where OUT stands. OUT is a model, and OUT/evaluation-dev what
 `bart-hk-evaluate` says of it (common.evaluate). `--multirun common.seed=1,2,3` makes OUT/0, OUT/1
-and OUT/2. What is wrong is said in one line, with exit code 2 if it is the command's or its data's
-fault and 1 if the run failed; HYDRA_FULL_ERROR=1 shows the traceback instead.
+and OUT/2; where one of them fails the others are made all the same. What is wrong is said in one
+line, with exit code 2 if it is the command's or its data's fault and 1 if the run failed;
+HYDRA_FULL_ERROR=1 shows the traceback instead.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -37,6 +38,7 @@ _log = logging.getLogger(__name__)
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _SAVE_DIR = "checkpoint.save_dir"
 _TRACEBACKS = os.environ.get(_FULL_ERROR) == "1"
+_failed: list[int] = []  # the exit codes of a sweep's runs that did
 
 
 # The installed `bart_hk.conf`, or the checkout's `conf` where the package is not installed.
@@ -71,7 +73,8 @@ def _open(node: Any) -> DictConfig:
 def _run(config: DictConfig) -> None:
     logging.getLogger("jax").setLevel(logging.WARNING)  # Hydra's INFO is for this package
     config = cast(DictConfig, OmegaConf.create(OmegaConf.to_container(config, resolve=True)))
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
+    one_of_many = HydraConfig.get().mode == RunMode.MULTIRUN
+    if one_of_many:
         config.checkpoint.save_dir = HydraConfig.get().runtime.output_dir
     try:
         asked = complete(config)
@@ -79,9 +82,15 @@ def _run(config: DictConfig) -> None:
         for line in evaluate_run(result.save_dir, asked, result.labelled_files):
             _log.info(line)
     except Exception as error:
-        # SystemExit passes through Hydra, which would print a line of its own about the rest.
-        if _TRACEBACKS or not _report(error):
+        found = None if _TRACEBACKS else _explained(error)
+        if found is None:
             raise
+        message, code = found
+        if one_of_many:
+            _complain(f"{config.checkpoint.save_dir}: {message}")
+            _failed.append(code)
+        else:  # SystemExit passes through Hydra, which would print a line of its own about the rest
+            _fail(message, code)
 
 
 def main() -> None:
@@ -89,6 +98,7 @@ def main() -> None:
     register()
     # Hydra renders errors itself and exits, unless this is set; ours take one line.
     os.environ[_FULL_ERROR] = "1"
+    _failed.clear()
     try:
         _run()
     except KeyboardInterrupt:
@@ -99,26 +109,33 @@ def main() -> None:
             # Hydra's record of the run, which it writes before `_run`.
             given = (argument for argument in sys.argv if argument.startswith(_SAVE_DIR + "="))
             _fail(f"{next(given, _SAVE_DIR)} cannot be written: {error.strerror}", 1)
-        if _TRACEBACKS or not _report(error):
+        found = None if _TRACEBACKS else _explained(error)
+        if found is None:
             raise
+        _fail(*found)
+    if _failed:
+        sys.exit(max(_failed))
 
 
-def _report(error: Exception) -> bool:
-    """Exits with one line about an error whose cause is not in this program; else says False."""
+def _explained(error: Exception) -> tuple[str, int] | None:
+    """What to say of an error whose cause is not in this program, and the exit code; else None."""
     if isinstance(error, HydraException | OmegaConfBaseException):
-        _fail(_explain(error), 2)
+        return _explain(error), 2
     if isinstance(error, OSError) and error.filename:  # from making Hydra's directory
-        _fail(f"checkpoint.save_dir: {error.filename} cannot be made: {error.strerror}", 1)
+        return f"checkpoint.save_dir: {error.filename} cannot be made: {error.strerror}", 1
     if isinstance(error, ValueError | FileNotFoundError):
-        _fail(str(error), 2)
+        return str(error), 2
     if isinstance(error, OSError | FloatingPointError | WorkerError):
-        _fail(str(error), 1)
-    return False
+        return str(error), 1
+    return None
 
 
-def _fail(message: str, code: int) -> None:
-    line = " ".join(message.split())
-    print(f"bart-hk-train: error: {line}", file=sys.stderr)
+def _complain(message: str) -> None:
+    print(f"bart-hk-train: error: {' '.join(message.split())}", file=sys.stderr)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    _complain(message)
     sys.exit(code)
 
 

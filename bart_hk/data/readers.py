@@ -238,7 +238,7 @@ def parse_json(where: str, text: str) -> Any:
 
 def _label_column(path: Path, header: list[str], asked: str | None) -> str:
     if asked is not None:
-        return _present(path, header, asked)
+        return _present(path, header, asked, "task.label_column")
     for name in LABEL_COLUMNS:
         if name in header:
             return name
@@ -254,7 +254,7 @@ def _text_columns(
     if asked:
         if len(asked) > 2:
             raise DataError(f"task.text_columns takes one or two names, not {len(asked)}")
-        return tuple(_present(path, header, name) for name in asked)
+        return tuple(_present(path, header, name, "task.text_columns") for name in asked)
     for names in TEXT_COLUMNS:
         if set(names) <= set(header) and label not in names:
             return names
@@ -266,11 +266,13 @@ def _text_columns(
     )
 
 
-def _present(path: Path, header: list[str], name: str) -> str:
+def _present(path: Path, header: list[str], name: str, option: str = "") -> str:
     if name in header:
         return name
     near = difflib.get_close_matches(name, header, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
+    if option and not near:
+        hint = f"; rename this file's, or name those of all files in {option}"
     raise DataError(f"{path} has no column {name!r}, only {', '.join(header)}{hint}")
 
 

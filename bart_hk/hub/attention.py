@@ -74,7 +74,8 @@ class AttentiveBART(TextBART):
         rows = [self._ids_of(source)]
         rows.append(rows[0] if target is None else self._ids_of(target))
         padded = []
-        for name, row, limit in zip(("source", "target"), rows, self.max_positions, strict=True):
+        limits = self.config.max_source_positions, self.config.max_target_positions
+        for name, row, limit in zip(("source", "target"), rows, limits, strict=True):
             if not 0 < len(row) <= limit:
                 raise ValueError(
                     f"the {name} has {len(row)} tokens; this model takes 1 to {limit} "

@@ -20,7 +20,7 @@ from bart_hk.hub.zero_shot import HYPOTHESIS, answers, hypotheses, scores
 from bart_hk.model import head_logits
 from bart_hk.tasks.question_answering import (
     LABELS,
-    QuestionAnsweringConfig,
+    as_trained,
     best_answers,
     best_spans,
     make_windows,
@@ -53,7 +53,7 @@ class BARTHubInterface(LatentBART):
         return self._max_tokens or default_max_tokens(self.device.platform)
 
     def _check_length(self, rows: Sequence[np.ndarray]) -> None:
-        limit = min(self.max_positions)
+        limit = min(self.config.max_source_positions, self.config.max_target_positions)
         for number, row in enumerate(rows):
             if len(row) > limit:
                 raise ValueError(
@@ -227,16 +227,19 @@ class BARTHubInterface(LatentBART):
         context: Any,
         head: str | None = None,
         *,
-        may_be_none: bool = False,
-        max_answer_length: int = 30,
+        may_be_none: bool | None = None,
+        max_answer_length: int | None = None,
     ) -> Any:
         """The part of the context that answers the question, and its score (a sum of two logits).
+
+        Contexts are read in the windows that the model was trained with.
 
         Args:
             question, context: two texts; or two lists of so many, for a list of results.
             head: of task=question_answering; its name may be left out where there is one head.
-            may_be_none: "" where having no answer scores more, as in SQuAD 2.0.
-            max_answer_length: tokens.
+            may_be_none: "" where having no answer scores more, as in SQuAD 2.0; by default where
+                the model was trained with such questions.
+            max_answer_length: tokens; by default as in training.
 
         Raises:
             KeyError: there is no such head.
@@ -260,14 +263,17 @@ class BARTHubInterface(LatentBART):
                     + ("" if single else f"; number {number} has one")
                 )
             asked.append(Question(str(number), one, other, ()))
-        options = QuestionAnsweringConfig(
-            max_positions=min(self.max_positions), max_answer_length=max_answer_length
-        )
+        options, trained_with_none = as_trained(self.extras, min(self.max_positions))
+        if max_answer_length is not None:
+            options.max_answer_length = max_answer_length
+        if may_be_none is None:
+            may_be_none = trained_with_none
         rows = make_windows("the question", asked, self.text, self.config, options)
         found: dict[str, np.ndarray] = {}
         for chosen, (count, length) in self._shapes(rows.lengths):
             batch = rows.batch(chosen, length, count)
-            best = self._best_spans(max_answer_length)(self._params, registered.params, batch)
+            search = self._best_spans(options.max_answer_length)
+            best = search(self._params, registered.params, batch)
             for name, value in best.items():
                 values = np.asarray(value)
                 found.setdefault(name, np.zeros(len(rows.lengths), values.dtype))

@@ -75,8 +75,10 @@ class TextBART(LoadedBART):
 
     @property
     def max_positions(self) -> tuple[int, int]:
-        """The longest source and the longest target, in tokens."""
-        return self.config.max_source_positions, self.config.max_target_positions
+        """The longest source and the longest target, in tokens: those of the model, or if it is
+        less the sources that it was fine-tuned to read, as in fairseq."""
+        source, target = self.config.max_source_positions, self.config.max_target_positions
+        return min(source, self.extras.get("max_positions", source)), target
 
     @property
     def task(self) -> types.SimpleNamespace:

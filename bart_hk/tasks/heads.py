@@ -39,6 +39,7 @@ class HeadTask(TaskDefaults, ABC):
     head_option: str = "head_name"
     reads_ends: bool = False
     labels: Sequence[str] = ()
+    config: Any
     criterion: Any
     train: Any
     valid: Any
@@ -82,9 +83,21 @@ class HeadTask(TaskDefaults, ABC):
             head = ClassificationHead(bart.config, self._outputs()).init(key)
             return {"model": params, "head": head}
         if not self._fits(found):
-            raise misfit(self._head_name, found, self._wanted(), self.head_option)
+            raise self._misfit(found)
         self._adopt(found)
         return {"model": params, "head": found.params}
+
+    def _misfit(self, head: HeadFiles) -> DataError:
+        """The error for a restored head that gives something else than what is wanted."""
+        there = head.labels or []
+        more = ""
+        if set(self.labels) < set(there) and not there[_SHOWN:]:
+            more = f"; or, as it has these and others, keep it with task.labels=[{','.join(there)}]"
+        return DataError(
+            f"the restored head {self._head_name!r} gives {of_head(head)}, and wanted are "
+            f"{self._wanted()}: name another head in criterion.{self.head_option}, or have a new "
+            f"one in its place with checkpoint.reset_heads=true{more}"
+        )
 
     def _adopt(self, head: HeadFiles) -> None:
         if not head.labels or not self.labels or head.labels == list(self.labels):
@@ -97,6 +110,10 @@ class HeadTask(TaskDefaults, ABC):
             )
         self._renumber(np.array([head.labels.index(label) for label in self.labels], np.int32))
         self.labels = list(head.labels)
+
+    def extras(self) -> dict[str, Any]:
+        """How long rows were at most."""
+        return {"max_positions": self.config.max_positions}
 
     def parts(self, params: Tree) -> tuple[Params, dict[str, HeadFiles]]:
         """The body's parameters, and the head with its label names."""
@@ -231,17 +248,3 @@ def described(
 def of_head(head: HeadFiles) -> str:
     """`described` of a head."""
     return described(head.labels, head.num_classes, head.regression, head.multi_label)
-
-
-def misfit(name: str, head: HeadFiles, wanted: str, option: str) -> DataError:
-    """The error for a restored head that gives something else than what is `wanted`.
-
-    Args:
-        name: the head's.
-        option: of the criterion, where another name can be given.
-    """
-    return DataError(
-        f"the restored head {name!r} gives {of_head(head)}, and wanted are {wanted}: name another "
-        f"head in criterion.{option}, or have a new one in its place with "
-        "checkpoint.reset_heads=true"
-    )

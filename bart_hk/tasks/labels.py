@@ -84,8 +84,8 @@ def _order(label: str) -> tuple[bool, int, str]:
     return not digits, int(label) if digits else 0, label
 
 
-def number(examples: Examples, row: int) -> float:
-    """A label as a number.
+def number(examples: Examples, row: int, hint: str = "") -> float:
+    """A label as a number; `hint` is a remedy for where it is none.
 
     Raises:
         DataError: it is none, or not finite.
@@ -97,6 +97,6 @@ def number(examples: Examples, row: int) -> float:
     if not math.isfinite(value):
         raise DataError(
             f"{examples.where(row)}: label {examples.labels[row]!r} is not a finite number, which "
-            "a regression needs"
+            f"a regression needs{hint}"
         )
     return value

@@ -111,6 +111,12 @@ def _read_splits(config: PairsConfig) -> Splits:
         given = config.source_lang, config.target_lang
     folder = files.folder_of(config)
     if folder is None:
+        if given is None and config.train and not _is_table(config.train):
+            raise DataError(
+                f"task.train={config.train} is no table ({', '.join(FORMATS)}); of a text on every "
+                "line give what comes before the languages, task.train=NAME task.source_lang=en "
+                "task.target_lang=de for NAME.en and NAME.de"
+            )
         if given is None or not config.train or _is_table(config.train):
             train, valid = files.table_files(config)
             return Splits(

@@ -7,7 +7,7 @@ Shapes: B rows, S tokens, D model width.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from bart_hk.text.pieces import Pieces, encode_pieces
 _log = logging.getLogger(__name__)
 
 LABELS = ["start", "end"]
+READING = "question_answering"  # in bart_hk.json, how questions are read: `as_trained`
+_STORED = ("max_question_length", "doc_stride", "max_answer_length")
 
 
 @dataclass
@@ -126,6 +128,7 @@ class QuestionAnswering(HeadTask):
         self._paths = [path for path in _files(config) if path is not None]
         self._questions = [read_squad(path) for path in self._paths]
         self.validates = len(self._paths) > 1
+        self._may_be_none = any(not question.answers for question in self._questions[0])
 
     def fingerprint(self) -> dict[str, Any]:
         """The files' digests."""
@@ -153,6 +156,11 @@ class QuestionAnswering(HeadTask):
                 "%s: %d questions in %d rows", split.name, len(split.questions), len(split.rows)
             )
         self.train, self.valid = splits[0], splits[1] if len(splits) > 1 else None
+
+    def extras(self) -> dict[str, Any]:
+        """How long rows are, and how questions are read and answered."""
+        stored = {name: getattr(self.config, name) for name in _STORED}
+        return super().extras() | {READING: {**stored, "may_be_none": self._may_be_none}}
 
     def _outputs(self) -> int:
         return len(LABELS)
@@ -194,8 +202,7 @@ class QuestionAnswering(HeadTask):
     def metrics(self, outputs: dict[str, np.ndarray]) -> dict[str, float]:
         """`loss` in nats a row, and exact match and F1 in percent."""
         assert self.valid is not None  # whoever calls this has predicted its rows
-        may_be_none = any(not question.answers for question in self._questions[0])
-        answers = best_answers(self.valid, outputs, may_be_none)
+        answers = best_answers(self.valid, outputs, self._may_be_none)
         pairs = [
             (answer, [text for text, _ in question.answers])
             for (answer, _), question in zip(answers, self.valid.questions, strict=True)
@@ -208,6 +215,17 @@ class QuestionAnswering(HeadTask):
 
 
 KIND = TaskKind(QuestionAnsweringConfig(), (QuestionAnsweringCriterionConfig(),), QuestionAnswering)
+
+
+def as_trained(
+    extras: Mapping[str, Any], max_positions: int
+) -> tuple[QuestionAnsweringConfig, bool]:
+    """How a model reads questions, by what `QuestionAnswering.extras` stored with it, and whether
+    there may be no answer."""
+    stored = extras.get(READING, {})
+    options = {name: stored[name] for name in _STORED if name in stored}
+    config = QuestionAnsweringConfig(max_positions=max_positions, **options)
+    return config, bool(stored.get("may_be_none", False))
 
 
 def make_windows(

@@ -18,8 +18,8 @@ class SentencePredictionConfig(files.FilesConfig):
 
     _name: str = "sentence_prediction"
     # One of GLUE's tasks in its official files, by name (bart_hk/tasks/glue.py): cola, sst2, mrpc,
-    # qqp, stsb, mnli, qnli, rte, wnli. task.data is GLUE's folder or the task's; columns, labels
-    # and metrics follow.
+    # qqp, stsb, mnli, qnli, rte, wnli (ax has nothing to train on). task.data is GLUE's folder, the
+    # task's, or what fairseq's script made of it (RTE-bin); columns, labels and metrics follow.
     glue: str | None = None
     # One or two columns with texts, one with labels; found by their usual names if not given.
     text_columns: list[str] = dataclasses.field(default_factory=list)
@@ -55,9 +55,15 @@ class SentencePredictionCriterionConfig:
 
 
 def as_glue(
-    glue: GlueTask, config: SentencePredictionConfig, criterion: SentencePredictionCriterionConfig
+    glue: GlueTask,
+    config: SentencePredictionConfig,
+    criterion: SentencePredictionCriterionConfig,
+    stores: bool,
 ) -> tuple[SentencePredictionConfig, SentencePredictionCriterionConfig]:
     """Both, with what the name of a GLUE task says where nothing else was said.
+
+    Args:
+        stores: the data are fairseq's stores, whose scores its script has divided already.
 
     Raises:
         DataError: numbers are asked for, and the task has classes.
@@ -66,12 +72,13 @@ def as_glue(
         raise DataError(
             f"task.glue={glue.folder} has classes: leave out criterion.regression_target=true"
         )
+    divisor = config.label_divisor
     config = dataclasses.replace(
         config,
         text_columns=list(config.text_columns or glue.text_columns),
         label_column=config.label_column or glue.label_column,
         labels=list(config.labels or glue.labels),
-        label_divisor=config.label_divisor if config.label_divisor != 1 else glue.divisor,
+        label_divisor=glue.divisor if divisor == 1 and not stores else divisor,
     )
     asked: dict[str, Any] = dict.fromkeys(glue.reports, True)
     return config, dataclasses.replace(criterion, regression_target=glue.regression, **asked)
@@ -103,10 +110,10 @@ def input_files(
         DataError: they are not there.
     """
     folder = files.folder_of(config)
-    if glue is not None and folder is not None:
-        return glue.find(folder)
     if folder is not None and binarised.is_binarised(folder):
         return binarised.splits(folder)
+    if glue is not None and folder is not None:
+        return glue.find(folder)
     return files.table_files(config)
 
 

@@ -7,7 +7,7 @@ head sees its features at the last `</s>`. Shapes: B rows, S tokens, C classes.
 import dataclasses
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,15 +93,15 @@ class SentencePrediction(HeadTask):
     ) -> None:
         glue = glue_task(config.glue) if config.glue else None
         self._asked_order = bool(config.labels)
+        if config.data and is_binarised(Path(config.data)):
+            self.tokenizer_folder = config.data
         if glue is not None:
-            config, criterion = as_glue(glue, config, criterion)
+            config, criterion = as_glue(glue, config, criterion, self.tokenizer_folder is not None)
         self.config, self.criterion = config, criterion
         self.regression = criterion.regression_target
         check(config, criterion)
         self._mask_id = -1  # until `encode` knows it
         train, valid = input_files(config, glue)
-        if config.data and is_binarised(Path(config.data)):
-            self.tokenizer_folder = config.data
         self._train = self._read(train, config.text_columns, config.label_column, glue)
         self._valid = None
         if valid is not None:
@@ -122,7 +122,10 @@ class SentencePrediction(HeadTask):
         )
         self._targets = {e.path: self._read_targets(e) for e in self._both()}
         self.metric_names = self._metric_names()
-        self._class_weights()  # are checked
+        weights = self._class_weights()  # are checked
+        for path, targets in self._targets.items():
+            if weights is not None and not weights[targets].any():
+                raise DataError(f"criterion.class_weights: every row of {path} has a weight of 0")
 
     def _read(
         self, path: Path, texts: Sequence[str], label: str | None, glue: GlueTask | None
@@ -148,7 +151,8 @@ class SentencePrediction(HeadTask):
 
     def _read_targets(self, examples: Examples) -> np.ndarray:
         if self.regression:
-            values = [number(examples, i) for i in range(len(examples))]
+            hint = "; for classes leave out criterion.regression_target=true"
+            values = [number(examples, i, hint) for i in range(len(examples))]
             return np.array(values, np.float32) / np.float32(self.config.label_divisor)
         ids = {label: i for i, label in enumerate(self.labels)}
         of_rows = _lists(examples)
@@ -198,15 +202,22 @@ class SentencePrediction(HeadTask):
         if asked == "balanced":  # scikit-learn's: rows / (classes * rows of the class)
             rows = np.array([self._train.labels.count(label) for label in self.labels])
             return (rows.sum() / (len(rows) * np.maximum(rows, 1))).astype(np.float32)
-        given = {str(label): weight for label, weight in dict(asked).items()}
+        if not isinstance(asked, Mapping):
+            raise DataError(
+                f"criterion.class_weights={asked} is neither balanced nor {{label: weight, ...}}"
+            )
+        given = {str(label): weight for label, weight in asked.items()}
         for label, weight in given.items():
             if label not in self.labels:
                 raise DataError(
                     f"criterion.class_weights: there is no label {label!r}; there are "
                     f"{', '.join(self.labels)}"
                 )
-            if not 0 <= float(weight) < math.inf:
-                raise DataError(f"criterion.class_weights.{label}={weight} must not be negative")
+            if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+                raise DataError(
+                    f"criterion.class_weights.{label}={weight} must be a number that is not "
+                    "negative"
+                )
         return np.array([float(given.get(label, 1)) for label in self.labels], np.float32)
 
     def fingerprint(self) -> dict[str, Any]:
@@ -393,7 +404,7 @@ class SentencePrediction(HeadTask):
     def extras(self) -> dict[str, Any]:
         """How the examples were read, which is how others are read to judge the model."""
         examples = None if self.tokenizer_folder else self._train
-        return {READING: reading(self.config, self.criterion, examples)}
+        return super().extras() | {READING: reading(self.config, self.criterion, examples)}
 
     def parts(self, params: Tree) -> tuple[Params, dict[str, HeadFiles]]:
         """The body's parameters, and the head with its label names."""

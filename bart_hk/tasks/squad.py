@@ -46,7 +46,7 @@ def read_squad(path: Path) -> list[Question]:
                             f'{path}, question {entry["id"]}: it has no "answers"; give them, '
                             'or say "is_impossible": true'
                         )
-                    answers = tuple((a["text"], int(a["answer_start"])) for a in found)
+                    answers = tuple((a["text"], a["answer_start"]) for a in found)
                     one = Question(str(entry["id"]), entry["question"], context, answers)
                     _check(path, one)
                     if one.id in questions:
@@ -67,7 +67,12 @@ def _check(path: Path, one: Question) -> None:
         if not text.strip():
             raise DataError(f"{path}, question {one.id}: the {name} is empty; leave it out")
     for text, start in one.answers:
-        if one.context[start : start + len(text)] != text or not text:
+        if type(start) is not int:
+            raise DataError(
+                f"{path}, question {one.id}: answer_start={start!r} is not a whole number, the "
+                "place of the answer's first character"
+            )
+        if start < 0 or one.context[start : start + len(text)] != text or not text:
             there = one.context.find(text) if text else -1
             hint = f"it is at {there}" if there >= 0 else "it is nowhere in the context"
             raise DataError(

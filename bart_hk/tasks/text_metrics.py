@@ -3,6 +3,7 @@
 import importlib
 import re
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 NAMES = ("bleu", "rouge")
@@ -12,6 +13,8 @@ ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 # Where a sentence ends: before a full stop's next word, tokenised (`a film . It`) or not.
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _ORDER = 4  # n-grams of BLEU
+# Thai, Lao, Burmese, Khmer; kana and Chinese characters.
+_WITHOUT_SPACES = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 
 
 class TextMetrics:
@@ -100,6 +103,60 @@ class TextMetrics:
         state = self.state
         compute = importlib.import_module("sacrebleu.metrics").BLEU.compute_bleu
         return compute(state["correct"], state["total"], *state["lengths"], smooth_method="exp")
+
+
+def settings(names: Sequence[str], references: Sequence[int]) -> list[str]:
+    """sacrebleu's signature, of rows of so many references, and what was done for ROUGE."""
+    lines = []
+    if "bleu" in names:
+        count = references[0] if len(set(references)) == 1 else "var"
+        signature = f"nrefs:{count}|case:mixed|eff:no|tok:13a|smooth:exp"
+        lines.append(f"BLEU: {signature}|version:{version('sacrebleu')}")
+    if "rouge" in names:
+        lines.append(
+            "ROUGE: rouge-score, F1, stemmed; the BART papers' ROUGE-L (files2rouge, on tokenised "
+            "text) is rougeLsum, of sentences; rougeL takes a text as one"
+        )
+    return lines
+
+
+def caveats(
+    hypotheses: Sequence[str], references: Sequence[str], names: Sequence[str]
+) -> list[str]:
+    """Why these texts' metrics cannot be compared with published ones: a line for each reason."""
+    lines: list[str] = []
+    if not names:
+        return lines
+    shares = [
+        sum(any(f" {mark}" in text for mark in ".,!?") for text in texts) / max(len(texts), 1)
+        for texts in (hypotheses, references)
+    ]
+    look = "look tokenised (a space before a full stop)"
+    if abs(shares[0] - shares[1]) > 0.5:
+        which = "predictions" if shares[0] > shares[1] else "references"
+        lines.append(
+            f"the {which} {look} and the others do not: {' and '.join(map(str.upper, names))} "
+            "cannot be compared with published numbers"
+        )
+    elif "bleu" in names and min(shares) > 0.5:
+        lines.append(
+            f"predictions and references {look}: BLEU, which tokenises them again, can be compared "
+            "with that of such texts alone"
+        )
+    letters = [c for text in references for c in text if c.isalpha()]
+    foreign = sum(not c.isascii() for c in letters) / max(len(letters), 1)
+    if "rouge" in names and foreign > 0.02:
+        lines.append(
+            f"ROUGE is for English: rouge-score knows a to z and digits alone, and leaves out "
+            f"{100 * foreign:.0f} % of the references' letters"
+        )
+    joined = sum(bool(_WITHOUT_SPACES.match(c)) for c in letters) / max(len(letters), 1)
+    if "bleu" in names and joined > 0.1:
+        lines.append(
+            "BLEU's tokenisation, 13a, cuts at spaces, and the references are in a script without "
+            "them: take sacrebleu's own for the language (--tokenize zh, ja-mecab, char)"
+        )
+    return lines
 
 
 def _package(metric: str) -> Any:

@@ -30,7 +30,7 @@ from bart_hk.model import BART
 from bart_hk.tasks import Batch, TaskKind, files, losses
 from bart_hk.tasks.losses import CrossEntropyConfig
 from bart_hk.tasks.pairs import Pairs, PairsConfig, Splits, check_symbols, read_splits
-from bart_hk.tasks.text_metrics import ROUGE, TextMetrics
+from bart_hk.tasks.text_metrics import ROUGE, TextMetrics, caveats, settings
 from bart_hk.tasks.writing import TextWriting, Tree
 from bart_hk.text import TextEncoder
 
@@ -128,6 +128,7 @@ class Translation(TextWriting):
                 f"task.eval_{asked[0]}=true needs texts to compare with; set task.valid"
             )
         self._generator: tuple[BART, Generator] | None = None
+        self._said: set[str] = set()
 
     def _read(self) -> Splits:
         return read_splits(self.config)
@@ -163,8 +164,9 @@ class Translation(TextWriting):
         return config.replace(forced_bos_token_id=first)
 
     def extras(self) -> dict[str, Any]:
-        """How texts are surrounded, and how the model generates."""
+        """How long sources are at most, how texts are surrounded, and how the model generates."""
         return {
+            "max_positions": self.config.max_source_positions,
             "prepend_bos": self.config.prepend_bos,
             "generation": dict(self.config.generation),
         }
@@ -229,11 +231,25 @@ class Translation(TextWriting):
         if not self._names and not self.config.eval_exact_match:
             return {}
         metrics, exact = self._text_metrics(), []
-        for hypothesis, references in zip(*self.hypotheses(bart, params), strict=True):
+        hypotheses, of_rows = self.hypotheses(bart, params)
+        self._say_what_they_are(hypotheses, of_rows)
+        for hypothesis, references in zip(hypotheses, of_rows, strict=True):
             metrics.add(hypothesis, *references)
             exact.append(hypothesis in references)
         share = {"exact_match": 100 * sum(exact) / len(exact)}
         return (share if self.config.eval_exact_match else {}) | metrics.results()
+
+    def _say_what_they_are(
+        self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]
+    ) -> None:
+        """Logs the settings of the metrics, once, and each reason why they mean little."""
+        said = settings(self._names, [len(texts) for texts in references])
+        found = caveats(hypotheses, [texts[0] for texts in references], self._names)
+        for level, lines in ((logging.INFO, said), (logging.WARNING, found)):
+            for line in lines:
+                if line not in self._said:
+                    self._said.add(line)
+                    _log.log(level, line)
 
     def hypotheses(self, bart: BART, params: Tree) -> tuple[list[str], list[Sequence[str]]]:
         """What the model writes for the validation rows, and their references."""

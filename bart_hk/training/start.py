@@ -15,10 +15,9 @@ from bart_hk.checkpoint.tree import parameter_shapes
 from bart_hk.config import DROPOUT_RATES, LATENT, BARTConfig
 from bart_hk.hub.opening import open_model
 from bart_hk.model import BART
-from bart_hk.tasks import Task, Tree
+from bart_hk.tasks import Task, Tree, question_answering, sentence_options
 from bart_hk.tasks.files import CHARACTERS
 from bart_hk.tasks.kinds import TASKS
-from bart_hk.tasks.sentence_options import READING
 from bart_hk.text import TextEncoder, train_bpe, train_characters
 from bart_hk.training.config import ConfigError, TrainConfig
 from bart_hk.zoo import load_tokenizer
@@ -26,7 +25,10 @@ from bart_hk.zoo import load_tokenizer
 _log = logging.getLogger(__name__)
 
 # What surrounds texts, how they are generated and read, is what the present task says.
-_OF_TASKS = ("prepend_bos", "source_suffix", "generation", READING)
+_OF_TASKS = (
+    *("prepend_bos", "source_suffix", "generation", "max_positions"),
+    *(sentence_options.READING, question_answering.READING),
+)
 
 
 @dataclass

@@ -49,6 +49,15 @@ def check(config: TuningConfig, lr: float) -> None:
         )
 
 
+# In the order in which a text passes them, and what comes after the last layer of each.
+_STACKS = ("source_encoder", "encoder", "decoder")
+_AFTER = {
+    "source_encoder": ("/source_encoder/layer_norm/",),
+    "encoder": ("/encoder/layer_norm/", "/bottleneck/"),
+    "decoder": ("/decoder/layer_norm/", "/output_projection", "/final_logits"),
+}
+
+
 def frozen(config: TuningConfig, params: Any) -> Any:
     """Whether each parameter stays what it is: the tree with booleans.
 
@@ -77,8 +86,8 @@ def rates(config: TuningConfig, params: Any, lr: float) -> Any:
     names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     if config.head_lr is not None and all(name.startswith(f"{_BODY}/") for name in names):
         raise ValueError(f"tuning.head_lr={config.head_lr}: this task has no head")
-    layers = {side: _count(names, side) for side in ("encoder", "decoder")}
-    top = layers["encoder"] + layers["decoder"] + 1  # heads
+    layers = {side: _count(names, side) for side in _STACKS}
+    top = sum(layers.values()) + 1  # heads
 
     def rate(name: str) -> float:
         if not name.startswith(f"{_BODY}/"):
@@ -123,15 +132,14 @@ def without_frozen(
 
 
 def _depth(name: str, layers: dict[str, int]) -> int:
-    """0 for embeddings, then the encoder's layers, then the decoder's."""
-    found = re.search(r"/(encoder|decoder)/layers_(\d+)/", name)
-    if found:
-        below = layers["encoder"] if found[1] == "decoder" else 0
-        return below + int(found[2]) + 1
-    if "/encoder/layer_norm/" in name:  # after the last layer
-        return layers["encoder"]
-    if "/decoder/layer_norm/" in name or "/output_projection" in name or "/final_logits" in name:
-        return layers["encoder"] + layers["decoder"]
+    """0 for embeddings, then the layers of an encoder in front, the encoder's, the decoder's."""
+    below = 0
+    for side, count in layers.items():
+        if found := re.search(rf"/{side}/layers_(\d+)/", name):
+            return below + int(found[1]) + 1
+        below += count
+        if any(part in name for part in _AFTER[side]):
+            return below
     return 0
 
 

@@ -53,6 +53,11 @@ def test_what_they_are_called():
     }
     assert extras["mbart"]["langs"] == ["en_XX", "ro_RO"]
     assert extras["trained"]["fairseq"]["arch"] == "bart_base"
+    # How long rows are is the task's to say, where it has an option for that.
+    assert {name: about.get("max_positions") for name, about in extras.items()} == {
+        **dict.fromkeys(extras),
+        "heads": 512,
+    }
 
 
 def test_a_training_checkpoint_still_has_its_optimizer():

@@ -127,6 +127,21 @@ def test_a_head_for_transformers(native, tmp_path):
     assert '"BartForSequenceClassification"' in (out / "config.json").read_text()
 
 
+@pytest.mark.parametrize("task", ["token_classification", "question_answering"])
+def test_a_head_that_reads_every_token_is_not_transformers(native, tmp_path, capsys, task):
+    (model,), _ = open_model(native)
+    extras = {"training": {"task": task}}
+    write_model(tmp_path / "one", CONFIG, model.params, {"mood": model.heads["mood"]}, extras)
+    TEXT.save(tmp_path / "one")
+    arguments = [str(tmp_path / "one"), str(tmp_path / "out"), "--to", "hf"]
+    assert f"the head 'mood' reads every token (task={task})" in refused(
+        capsys, *arguments, "--head", "mood"
+    )
+    assert main(arguments) == 0
+    (found,), _ = open_model(tmp_path / "out")
+    assert set(found.heads) == {"mood"}
+
+
 def test_texts_without_bos_are_mentioned_where_they_would_get_one(native, tmp_path, caplog):
     shutil.copytree(native, tmp_path / "trained")
     record = tmp_path / "trained" / "bart_hk.json"

@@ -108,6 +108,16 @@ def test_a_sweep_makes_a_directory_for_each_run(data, monkeypatch, capsys):
     assert len(rows) == 6
 
 
+def test_a_run_that_fails_leaves_the_rest_of_a_sweep(data, monkeypatch, capsys):
+    (data / "bad.tsv").write_text("sentence\tlabel\na\t1\n")
+    overrides = ["--multirun", "task.train=bad.tsv,train.tsv", *TINY, "checkpoint.save_dir=sweep"]
+    assert run(monkeypatch, *overrides) == 2
+    said = capsys.readouterr().err
+    assert said.count("error") == 1 and "sweep/0: bad.tsv: every row has the label '1'" in said
+    assert not (data / "sweep" / "0" / "config.json").exists()
+    assert (data / "sweep" / "1" / "config.json").exists()
+
+
 def test_the_config_is_shown_with_fairseqs_groups(data, monkeypatch, capsys):
     assert run(monkeypatch, "--cfg", "job", "model=bart_large", "lr_scheduler=cosine") == 0
     shown = yaml.safe_load(capsys.readouterr().out)

@@ -57,6 +57,13 @@ def test_a_long_first_sentence_is_cut_as_in_fairseq(bart):
         for size in (70, 80, 90):
             shared.encode(" the" * size)
     assert len(warned) == 1
+    # A model that was fine-tuned on shorter rows reads no longer ones, where they are cut.
+    shorter = BARTHubInterface(bart.config, bart.params, bart.text, extras={"max_positions": 20})
+    assert shorter.max_positions == (20, 64)
+    assert len(shorter.encode((long, long), truncate=True)) == 20
+    with pytest.warns(CutTextWarning, match="over 18 tokens was cut to the 18 that fit"):
+        assert len(shorter.encode(long)) == 20
+    assert shorter.extract_features(np.full(64, 5)).shape[1] == 64
     # fairseq leaves the second sentence whole; the row then does not fit.
     with pytest.warns(CutTextWarning):
         row = shared.encode(long, long)

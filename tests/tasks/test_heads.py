@@ -54,7 +54,7 @@ def init(task, found):
 @pytest.mark.parametrize(
     ("task", "found", "message"),
     [
-        (sentences(), head(3, ["a", "b", "c"]), "gives the classes a, b, c, and wanted are the c"),
+        (sentences(), head(3, ["a", "d", "c"]), "gives the classes a, d, c, and wanted are the c"),
         (sentences(), head(2), "gives 2 classes without names"),
         (sentences(asked=True), head(3), "gives 3 classes without names"),
         (sentences(), head(1, regression=True), "gives numbers, and wanted are the classes a, b:"),
@@ -71,6 +71,13 @@ def test_of_sentences(task, found, message):
         "with checkpoint.reset_heads=true"
     )
     assert "\n" not in str(error.value)
+
+
+def test_a_head_of_more_classes_may_stay():
+    found = head(3, ["a", "c", "b"])
+    with pytest.raises(DataError, match=r"with task.labels=\[a,c,b\]$"):
+        init(sentences(), found)
+    assert init(sentences(["a", "c", "b"], asked=True), found)["head"] is found.params
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from bart_hk.tasks.question_answering import (
     QuestionAnswering,
     QuestionAnsweringConfig,
     QuestionAnsweringCriterionConfig,
+    best_answers,
     best_spans,
 )
 from bart_hk.tasks.squad import exact_match, f1, read_squad
@@ -151,6 +152,31 @@ def test_the_loss_the_metrics_and_the_hub(tmp_path):
         hub.answer("ff", CONTEXT, head="classes")
 
 
+def test_the_hub_reads_as_the_model_was_trained(tmp_path):
+    """In windows of as many tokens, with answers as long, and "" where that may be."""
+    small = {"max_positions": 12, "doc_stride": 3, "max_question_length": 2}
+    task = make(tmp_path, valid=squad(("ff aa bb", "cc, dd", 6)), max_answer_length=2, **small)
+    task.encode(ENCODER, MODEL)
+    bart = BART(MODEL)
+    tree = task.init(bart, random_params(MODEL, 0.5), jax.random.key(1), {})
+    rows = np.arange(len(task.valid.rows))
+    assert len(rows) > 2
+    batch = task.valid.batch(rows, length=12, count=len(rows))
+    outputs = {k: np.asarray(v) for k, v in task.predict(bart, tree, batch).items()}
+    params, heads = task.parts(tree)
+    hub = BARTHubInterface(MODEL, params, ENCODER, heads, extras=task.extras())
+    assert hub.max_positions == (12, MODEL.max_target_positions)
+    for none in (False, True):
+        hub.extras["question_answering"]["may_be_none"] = none
+        ((answer, score),) = best_answers(task.valid, outputs, none)
+        assert hub.answer("ff aa bb", CONTEXT) == (answer, pytest.approx(score, rel=1e-4))
+    elsewhere = BARTHubInterface(MODEL, params, ENCODER, heads).answer("ff aa bb", CONTEXT)
+    assert elsewhere[1] != pytest.approx(score, rel=1e-4)
+    asked = make(tmp_path, squad(("ff", None, 0), ("hh", "gg hh", 20)))
+    for one, may_be_none in ((task, False), (asked, True)):
+        assert one.extras()["question_answering"]["may_be_none"] is may_be_none
+
+
 def test_having_no_answer(tmp_path):
     content = squad(("ff", None, 0), ("hh", "gg hh", 20))
     task = make(tmp_path, content, valid=content)
@@ -203,6 +229,12 @@ def test_metrics_are_the_official_ones():
             {},
             "question q0: the answer 'dd' is not at answer_start=0; it is at .*: correct",
         ),
+        (
+            squad(("ff", "bb", "x")),
+            {},
+            "question q0: answer_start='x' is not a whole number",
+        ),
+        (squad(("ff", "bb", -5)), {}, "'bb' is not at answer_start=-5; it is at 3: correct it"),
         (
             squad(("ff", "zz", 0)),
             {},

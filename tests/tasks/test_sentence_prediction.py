@@ -127,7 +127,11 @@ SINGLE = "text\tlabel\naa\t{}\nbb\t{}\n"
             {"train": SINGLE.format("1", "nan"), "criterion": {"regression_target": True}},
             "line 3: label 'nan' is not a finite number",
         ),
-        ({"valid": "text\tlabel\naa\tyes\n"}, "valid.tsv has no column 'label'|'sentence1'"),
+        (
+            {"valid": "text\tlabel\naa\tyes\n"},
+            "valid.tsv has no column 'sentence1', only text, label; rename this file's, or name "
+            "those of all files in task.text_columns",
+        ),
         (
             {"criterion": {"report_pearson_and_spearman": True}},
             "report_pearson_and_spearman needs criterion.regression_target=true",
@@ -309,7 +313,14 @@ def test_r_drop_adds_the_divergence_of_two_passes(tmp_path):
     ("arguments", "message"),
     [
         ({"criterion": {"class_weights": {"maybe": 2}}}, "there is no label 'maybe'; there are no"),
-        ({"criterion": {"class_weights": {"no": -2}}}, "class_weights.no=-2 must not be negative"),
+        ({"criterion": {"class_weights": {"no": -2}}}, "class_weights.no=-2 must be a number that"),
+        ({"criterion": {"class_weights": {"no": "2"}}}, "class_weights.no=2 must be a number that"),
+        ({"criterion": {"class_weights": "balance"}}, "=balance is neither balanced nor {label: w"),
+        ({"criterion": {"class_weights": [1, 2]}}, r"=\[1, 2\] is neither balanced nor {label: we"),
+        (
+            {"criterion": {"class_weights": {"no": 0, "yes": 0}}},
+            "class_weights: every row of .*tsv has a weight of 0",
+        ),
         (
             {"multi_label": True, "criterion": {"report_mcc": True}},
             "are for classes that exclude each other; with task.multi_label",

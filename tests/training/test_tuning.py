@@ -47,6 +47,22 @@ def test_rates_fall_from_the_head_to_the_embeddings():
     )
 
 
+def test_every_part_has_a_depth():
+    """Of a new encoder in front, and of a bottleneck."""
+    names = [
+        "source_encoder/embed_tokens",
+        "source_encoder/layers_0/fc1",
+        "encoder/layers_0/fc1",
+        "bottleneck/from_latent",
+        "decoder/layers_0/fc1",
+        "decoder/layers_1/fc1",
+    ]
+    params = {"model": {name: {"w": jnp.ones(2)} for name in names}, "head": {}}
+    found = flat(rates(TuningConfig(layer_lr_decay=0.5), params, lr=1e-3))
+    powers = [5, 4, 3, 3, 2, 1]
+    assert found == {f"model/{n}/w": 0.5**p for n, p in zip(names, powers, strict=True)}
+
+
 def test_changes_are_the_optimizers_times_the_rates():
     config = TuningConfig(layer_lr_decay=0.5, head_lr=3e-3)
     adam = optim.optimizer(optim.AdamConfig(weight_decay=0.1), lambda n: 1e-3)
