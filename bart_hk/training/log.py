@@ -32,8 +32,16 @@ TIMING = ("seconds", "tokens_per_second", "mfu", "data_wait")
 class RunLog:
     """Appends to `save_dir/log.jsonl`."""
 
-    def __init__(self, path: Path, size: int, tensorboard: str | None, peak_flops: float) -> None:
-        """`size` bytes of an older log are kept: what was written when the state was saved."""
+    def __init__(
+        self,
+        path: Path,
+        size: int,
+        tensorboard: str | None,
+        peak_flops: float,
+        elapsed: float = 0.0,
+    ) -> None:
+        """`size` bytes of an older log are kept: what was written when the state was saved, which
+        was so many seconds after its last line."""
         self._peak_flops = peak_flops
         self.waited = 0.0  # seconds for batches, since the last line of event "train"
         self._file = open(path, "ab")  # noqa: SIM115 - lives as long as the run
@@ -42,7 +50,12 @@ class RunLog:
         else:
             self._file.truncate(size)
         self._writer = _event_writer(tensorboard) if tensorboard else None
-        self._since = time.monotonic()
+        self._since = time.monotonic() - elapsed
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the last line."""
+        return time.monotonic() - self._since
 
     @property
     def size(self) -> int:

@@ -57,6 +57,7 @@ class Progress:
     valid: dict[str, float] = dataclasses.field(default_factory=dict)  # of the best model
     window: dict[str, float] = dataclasses.field(default_factory=dict)  # sums not yet logged
     log_size: int = 0
+    seconds: float = 0.0  # since the log's last line
 
 
 @dataclass
@@ -159,6 +160,7 @@ class Run:
             self.progress.log_size,
             config.common.tensorboard_logdir,
             config.common.peak_flops or peak_flops(self.bart.dtype),
+            self.progress.seconds,
         )
 
     @property
@@ -311,7 +313,7 @@ class Run:
         self._save_state()
 
     def _save_state(self) -> None:
-        self.progress.log_size = self.log.size
+        self.progress.log_size, self.progress.seconds = self.log.size, self.log.elapsed
         progress = dataclasses.asdict(self.progress)
         state.save(self.folder, self.progress.update, self.state, progress)
 

@@ -115,6 +115,9 @@ def test_sigterm_saves_first(configured, finished, tmp_path, monkeypatch, caplog
         assert ended.value.code == 128 + signal.SIGTERM
         assert f"stopped by SIGTERM after update {done}, which is saved" in caplog.text
         assert states(tmp_path / "run")[-1].name == f"update_{done}"
+        assert (
+            json.loads((states(tmp_path / "run")[-1] / "progress.json").read_text())["seconds"] > 0
+        )
         assert signal.getsignal(signal.SIGTERM) is before
     train(config)
     assert final_bytes(tmp_path / "run") == final_bytes(finished)
@@ -234,6 +237,17 @@ def test_a_log_that_is_gone_is_begun_again(tmp_path, caplog):
     assert "log.jsonl is shorter than when the run was saved: lines are missing" in caplog.text
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
     assert lines[0] == "one" and json.loads(lines[1])["update"] == 7 and len(lines) == 2
+
+
+def test_a_run_that_goes_on_counts_the_time_before(tmp_path):
+    """Or its tokens, which it counts, would seem to have taken no time."""
+    log = RunLog(tmp_path / "log.jsonl", 0, None, 1.0, elapsed=100.0)
+    assert 100 <= log.elapsed < 150
+    log.write("train", 1, tokens=1000)
+    assert log.elapsed < 50
+    log.close()
+    (line,) = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert 6 < json.loads(line)["tokens_per_second"] <= 10
 
 
 def tree(value: float) -> dict:
