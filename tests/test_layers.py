@@ -17,7 +17,7 @@ PACKAGE = ROOT / "bart_hk"
 FLOORS = [
     {"config", "errors"},
     {"text", "torch_format", "kernels"},
-    {"model", "checkpoint", "data", "zoo", "compilation"},
+    {"model", "checkpoint", "data", "zoo", "compilation", "memory"},
     {"generation"},
     {"tasks"},
     {"hub"},

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from bart_hk.checkpoint import files
 from bart_hk.checkpoint.huggingface import write_model
 from bart_hk.compilation import use_persistent_cache
+from bart_hk.memory import keep_freed_memory
 from bart_hk.tasks import Tree
 from bart_hk.text import TextEncoder
 from bart_hk.training import optim, state, tuning
@@ -76,7 +77,8 @@ def train(config: Mapping[str, Any] | DictConfig | TrainConfig) -> TrainResult:
 
     Args:
         config: keys as for `bart-hk-train`, nested: {"task": {"train": "train.tsv"}, "model":
-            "bart_base", "checkpoint": {"save_dir": "out"}}. See `bart_hk.training.config`.
+            "bart_base", "checkpoint": {"save_dir": "out"}}. See `bart_hk.training.config`;
+            "keep_memory" of "common" concerns the whole process, also after this.
 
     Raises:
         ConfigError, DataError (both ValueErrors), FileNotFoundError: something given is wrong;
@@ -87,6 +89,8 @@ def train(config: Mapping[str, Any] | DictConfig | TrainConfig) -> TrainResult:
         OSError: the directory cannot be written; what was saved there before is unchanged.
     """
     config = complete(config)
+    if config.common.keep_memory:
+        keep_freed_memory()
     save_dir = Path(config.checkpoint.save_dir)
     with catching_sigterm() as asked, state.locked(save_dir / "training"):
         run = Run(config, save_dir, asked)
@@ -450,7 +454,8 @@ class Run:
 # What may change between two starts of a run: where things are, and when it ends.
 _FREE = {
     "task": {"data", "train", "valid"},  # their content counts
-    "common": {"log_interval", "no_progress_bar", "tensorboard_logdir", "peak_flops", "evaluate"},
+    "common": {"log_interval", "no_progress_bar", "tensorboard_logdir", "peak_flops"}
+    | {"keep_memory", "evaluate"},
     "dataset": {"num_workers", "data_buffer_size", "worker_timeout"},
     "optimization": {"max_epoch", "max_update"},
     "checkpoint": {"save_dir", "patience", "save_interval", "save_interval_updates"},
