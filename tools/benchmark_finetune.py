@@ -6,9 +6,10 @@ symbols), random weights, float32, CPU, dropout 0.1, gradients clipped to a norm
 over 1,024 sentences and parts of sentences of film reviews, as many tokens as SST-2's have, in
 batches of 32. Both have the same batches, of rows of like length: torch pads each to its longest
 row, ours (`bart_hk.training.loop`, as `bart-hk-train` runs it) to its bucket, and an epoch's time
-has everything in it, making the batches as well. Each runs in a process of its own with the same
-number of threads. Before anything is timed, the losses of the first three updates without dropout
-must agree. Then, after an epoch to warm up, they take turns. Run it on a quiet machine.
+has everything in it, making the batches as well. `bart_hk-returning` is ours with
+`common.keep_memory=false`. Each runs in a process of its own with the same number of threads.
+Before anything is timed, the losses of the first three updates without dropout must agree. Then,
+after an epoch to warm up, they take turns. Run it on a quiet machine.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 from benchmark_train import PAUSE, ROOT, Process, check_same
 
-PEERS = ("bart_hk", "torch")
+PEERS = ("bart_hk", "bart_hk-returning", "torch")
 SCRIPT = str(ROOT / "tools" / "benchmark_finetune_peers.py")
 ROWS, BATCH, CHECKED, SEED = 1024, 32, 3, 1
 REVIEWS = ROOT / "bart_hk" / "data" / "sentence_polarity" / "train.tsv.gz"
@@ -114,7 +115,7 @@ def prepare(folder: Path, epochs: int) -> dict[str, Any]:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Losses, versions and the seconds of every round's epoch."""
     about = prepare(args.folder, args.rounds + 1)
-    python = {"bart_hk": sys.executable, "torch": args.peers_python}
+    python = dict.fromkeys(PEERS, sys.executable) | {"torch": args.peers_python}
     found: dict[str, Any] = {"data": about, "losses": {}, "seconds": {n: [] for n in PEERS}}
 
     def begin(dropout: float) -> list[Process]:

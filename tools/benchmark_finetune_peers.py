@@ -58,12 +58,15 @@ def torch_loop(folder: Path, dropout: float) -> Functions:
     }
 
 
-def our_loop(folder: Path, dropout: float) -> Functions:
+def our_loop(folder: Path, dropout: float, keep_memory: bool = True) -> Functions:
     """The trainer behind `bart-hk-train`."""
+    from bart_hk.memory import keep_freed_memory
     from bart_hk.training.config import complete
     from bart_hk.training.loop import Run
 
-    name = f"run-{dropout}"
+    if keep_memory:  # as `bart_hk.train` does before a run
+        keep_freed_memory()
+    name = f"run-{dropout}-{keep_memory}"
     shutil.rmtree(folder / name, ignore_errors=True)
     (folder / name).mkdir()
     asked = settings(folder, name, dropout)
@@ -77,8 +80,13 @@ def our_loop(folder: Path, dropout: float) -> Functions:
     return {"check": check, "epoch": run._epoch}
 
 
-PEERS = {"bart_hk": our_loop, "torch": torch_loop}
-PACKAGES = {"bart_hk": ("bart_hk", "jax"), "torch": ("transformers", "torch")}
+def returning_loop(folder: Path, dropout: float) -> Functions:
+    """Ours with `common.keep_memory=false`."""
+    return our_loop(folder, dropout, keep_memory=False)
+
+
+PEERS = {"bart_hk": our_loop, "bart_hk-returning": returning_loop, "torch": torch_loop}
+PACKAGES = dict.fromkeys(PEERS, ("bart_hk", "jax")) | {"torch": ("transformers", "torch")}
 
 
 def main(name: str, folder: Path, threads: int, dropout: float) -> None:

@@ -130,11 +130,13 @@ def our_step(folder: Path, dropout: float) -> Callable[[], float]:
     import jax.numpy as jnp
 
     from bart_hk.checkpoint.huggingface import read_model
+    from bart_hk.memory import keep_freed_memory
     from bart_hk.model import BART
     from bart_hk.tasks.losses import CrossEntropyConfig, sequence_loss
     from bart_hk.training import optim
     from bart_hk.training.step import Step
 
+    keep_freed_memory()
     stored = read_model(folder)
     bart = BART(stored.config.replace(dropout=dropout))
     adam = optim.optimizer(optim.AdamConfig(epsilon=optim.AdamEpsilon.optax), lambda n: LR)
