@@ -37,7 +37,7 @@ def report_cut_rows(bart: BARTHubInterface) -> None:
     """Says on standard error how many rows the model could not read to their ends."""
     if bart.rows_cut:
         longest = min(bart.max_positions)
-        print(f"rows cut to the model's {longest} positions: {bart.rows_cut}", file=sys.stderr)
+        print(f"rows cut to the {longest} tokens that are read: {bart.rows_cut}", file=sys.stderr)
 
 
 def complain(program: str, error: Exception) -> int:

@@ -157,8 +157,8 @@ def evaluate_run(
 
     Nothing is done where `common.evaluate` does not ask for it.
     """
-    task = config.task._name if config.task._name in TASKS else _TEXTS
-    if config.common.evaluate is False or (config.common.evaluate is None and task == _TEXTS):
+    task = _asked_of(config)
+    if task is None:
         return []
     known = {name: getattr(config.task, name) for name in _OF_RUNS[task]}
     flags: list[str] = []
@@ -172,6 +172,19 @@ def evaluate_run(
         places += [f"--targets={path}" for path in targets]
         lines += evaluate(_parser().parse_args([*places, *flags]))
     return lines
+
+
+def check_packages(config: TrainConfig) -> None:
+    """Raises ImportError, before a run, for what `evaluate_run` would miss after it."""
+    if _asked_of(config) == _TEXTS:
+        text_metrics.TextMetrics(text_metrics.NAMES)
+
+
+def _asked_of(config: TrainConfig) -> str | None:
+    """Which task's judgement a run ends with, if with one."""
+    task = config.task._name if config.task._name in TASKS else _TEXTS
+    asked = config.common.evaluate
+    return task if asked or (asked is None and task != _TEXTS) else None
 
 
 def _output(data: Path) -> str:

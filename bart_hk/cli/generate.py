@@ -341,7 +341,7 @@ def _generate_all(
     if cut and not arguments.quiet:
         limit = generation.bart.max_positions[0]
         logger.warning(
-            "%d inputs were cut to the model's %d positions, input %d first",
+            "%d inputs were cut to the %d tokens that are read, input %d first",
             len(cut),
             limit,
             cut[0],

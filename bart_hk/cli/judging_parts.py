@@ -161,8 +161,8 @@ def judge_tags(
 
 
 def judge_answers(bart: BARTHubInterface, name: str, path: Path) -> Judged:
-    """Of a head that answers questions, on a file in SQuAD's format; where questions have no answer
-    (version 2), the head may say so.
+    """Of a head that answers questions, on a file in SQuAD's format. Whether it may say that there
+    is no answer is as it was trained; where that is not known, as the file has such questions.
 
     Raises:
         DataError: the file is not as it should be.

@@ -27,7 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bart_hk.cli.evaluate import evaluate_run
+from bart_hk.cli.evaluate import check_packages, evaluate_run
 from bart_hk.data.workers import WorkerError
 from bart_hk.tasks.kinds import TASKS
 from bart_hk.training.config import GROUPS, TrainConfig, complete, explain, unknown_key
@@ -78,6 +78,7 @@ def _run(config: DictConfig) -> None:
         config.checkpoint.save_dir = HydraConfig.get().runtime.output_dir
     try:
         asked = complete(config)
+        check_packages(asked)
         result = train(asked)
         for line in evaluate_run(result.save_dir, asked, result.labelled_files):
             _log.info(line)
@@ -123,7 +124,7 @@ def _explained(error: Exception) -> tuple[str, int] | None:
         return _explain(error), 2
     if isinstance(error, OSError) and error.filename:  # from making Hydra's directory
         return f"checkpoint.save_dir: {error.filename} cannot be made: {error.strerror}", 1
-    if isinstance(error, ValueError | FileNotFoundError):
+    if isinstance(error, ValueError | FileNotFoundError | ImportError):
         return str(error), 2
     if isinstance(error, OSError | FloatingPointError | WorkerError):
         return str(error), 1

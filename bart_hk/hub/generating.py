@@ -286,7 +286,7 @@ class GeneratingBART(AttentiveBART):
         """What stands at each position of `encode(source)`, without `</s>`; the unknown as well."""
         text, config, texts = self.text.for_sources, self.config, as_texts(source)
         each = [[s for s in text.bpe.encode(one).split(" ") if s] for one in texts]
-        ids, _ = self._encoded(texts, no_separator=True, may_cut=False)
+        ids, _ = self._encoded(texts, min(self.max_positions))
         read = [text.dictionary[i] for i in ids.tolist() if i != config.eos_token_id]
         begin = int(ids[0] == config.bos_token_id)
         end = len(read) - len(self.extras.get("source_suffix", []))
@@ -411,12 +411,13 @@ class GeneratingBART(AttentiveBART):
 
     def _fitting(self, rows: Sequence[np.ndarray], skip: bool) -> list[int]:
         """The numbers of the rows that are not too long."""
-        limit = self.config.max_source_positions
+        limits = self.config.max_source_positions, self.config.max_target_positions
+        limit = limits[0]
         for number, row in enumerate(rows):
             if len(row) > limit and not skip:
                 raise ValueError(
                     f"Size of sample #{number} is invalid (={len(row)}) since "
-                    f"max_positions={self.max_positions}; shorten it, or pass "
+                    f"max_positions={limits}; shorten it, or pass "
                     "skip_invalid_size_inputs=True for None in its place"
                 )
         return [number for number, row in enumerate(rows) if len(row) <= limit]

@@ -97,6 +97,7 @@ def open_model(
             model.params, model.config = resize.extend_positions(
                 model.params, model.config, max_positions
             )
+            model.extras.pop("max_positions", None)  # what it was fine-tuned to read
         if new_symbols:
             model.params, model.config = resize.insert_symbols(
                 model.params, model.config, len(new_symbols), before=text.mask_id

@@ -73,7 +73,7 @@ class ScoringBART(GeneratingBART):
                 return np.append(self.encode_prefix(text), self.config.eos_token_id)
             if replace_newline_with_eos and isinstance(text, str):
                 return np.concatenate([self.encode(line) for line in text.splitlines()])
-            return self.encode([text])[0]
+            return self._encode_target(text) if of_target else self.encode([text])[0]
 
         def rows(given: Any, of_target: bool = False) -> list[np.ndarray]:
             if not np.iterable(given):

@@ -59,7 +59,9 @@ class TextBART(LoadedBART):
 
         def write_text(folder: Path) -> None:
             if self._text is not None:
-                self._text.save(folder, min(self.max_positions))
+                config = self.config
+                longest = min(config.max_source_positions, config.max_target_positions)
+                self._text.save(folder, longest)
 
         super().save(directory, head, also=write_text)
 
@@ -123,27 +125,41 @@ class TextBART(LoadedBART):
         Warns:
             CutTextWarning: a text was cut without `truncate`; once for a list, or for a loop.
         """
+        longest = min(self.max_positions)
         if isinstance(sentence, list):
             if addl_sentences:
                 raise TypeError("give pairs as a list of tuples: encode([(a, b), (c, d)])")
-            found = [self._encoded(as_texts(item), no_separator, truncate) for item in sentence]
-            self._warn_of_cuts([(i, cut) for i, (_, cut) in enumerate(found) if cut])
+            found = [
+                self._encoded(as_texts(item), longest, no_separator, truncate) for item in sentence
+            ]
+            self._warn_of_cuts([(i, cut) for i, (_, cut) in enumerate(found) if cut], longest)
             return [as_array(ids) for ids, _ in found]
         ids, cut = self._encoded(
-            as_texts((*as_texts(sentence), *addl_sentences)), no_separator, truncate
+            as_texts((*as_texts(sentence), *addl_sentences)), longest, no_separator, truncate
         )
-        self._warn_of_cuts([(None, cut)] if cut else [])
+        self._warn_of_cuts([(None, cut)] if cut else [], longest)
         return as_array(ids)
 
+    def _encode_target(self, text: str | tuple[str, ...]) -> np.ndarray:
+        """As `encode`; a target may be longer than the sources that a model was tuned to read."""
+        longest = self.config.max_target_positions
+        ids, cut = self._encoded(as_texts(text), longest)
+        self._warn_of_cuts([(None, cut)] if cut else [], longest)
+        return ids
+
     def _encoded(
-        self, texts: Sequence[str], no_separator: bool, may_cut: bool
+        self,
+        texts: Sequence[str],
+        longest: int,
+        no_separator: bool = True,
+        may_cut: bool = False,
     ) -> tuple[np.ndarray, int]:
         """A row's ids, and how many tokens its first text had if it was cut without leave; else
         0."""
         separator = [] if no_separator else [self.config.eos_token_id]
         parts: list[Sequence[int]] = list(self.text.for_sources.encode_batch(texts))
         suffix = self.extras.get("source_suffix", [])
-        limit, cut = min(self.max_positions) - len(suffix), 0
+        limit, cut = longest - len(suffix), 0
         if may_cut:
             fitting = _fit(parts, limit, len(separator))
             self.rows_cut += sum(map(len, fitting)) < sum(map(len, parts))
@@ -155,11 +171,11 @@ class TextBART(LoadedBART):
         ids = frame(parts, bos, self.config.eos_token_id, separator)
         return (np.concatenate([ids, suffix]).astype(np.int32) if suffix else ids), cut
 
-    def _warn_of_cuts(self, cuts: Sequence[tuple[int | None, int]]) -> None:
+    def _warn_of_cuts(self, cuts: Sequence[tuple[int | None, int]], longest: int) -> None:
         """Of the (number of a text, its tokens) that were cut."""
         if cuts:
             (number, size), more = cuts[0], len(cuts) - 1
-            room = min(self.max_positions) - len(self.extras.get("source_suffix", [])) - 2
+            room = longest - len(self.extras.get("source_suffix", [])) - 2
             # One text is named without its size: Python says the same words once in a loop.
             which = f"text {number} of {size}" if number is not None else f"a text of over {room}"
             warnings.warn(

@@ -256,7 +256,7 @@ class Denoising(TextWriting):
             )
         for stores in (*self._stores, self._valid_stores):
             for store in stores.values():
-                self._check_vocabulary(store.prefix.parent, encoder)
+                files.check_tokenizer(encoder, store.prefix.parent)
                 store.check_vocabulary(len(encoder.dictionary), "the model's tokenizer")
         self._model, seed = config, self.config.seed
         opened = [self._corpora(*shard) for shard in zip(self._shards, self._stores, strict=True)]
@@ -290,15 +290,6 @@ class Denoising(TextWriting):
         shard = shard_of_epoch(self._shards, epoch)
         stores = self._stores[self._shards.index(shard)]
         self.train.begin(self._corpora(shard, stores), epoch)
-
-    def _check_vocabulary(self, folder: Path, encoder: TextEncoder) -> None:
-        try:
-            theirs = TextEncoder.load(folder).dictionary
-        except FileNotFoundError:
-            return  # a store alone; its ids are checked
-        except ValueError as error:
-            raise DataError(f"task.data={folder}: {error}") from None
-        files.check_vocabulary(f"task.data={folder}", theirs, encoder)
 
     def _corpora(self, name: str, stores: dict[str, TokenStore], plain: bool = False) -> Corpora:
         if name in self._opened:

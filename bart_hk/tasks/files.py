@@ -90,6 +90,21 @@ def check_vocabulary(where: str, theirs: Dictionary, encoder: TextEncoder) -> No
             )
 
 
+def check_tokenizer(encoder: TextEncoder, folder: Path) -> None:
+    """`check_vocabulary` of the tokenizer beside the stores in a folder, if one is there.
+
+    Raises:
+        DataError: it has another vocabulary, or is no tokenizer.
+    """
+    try:
+        theirs = TextEncoder.load(folder).dictionary
+    except FileNotFoundError:
+        return
+    except ValueError as error:
+        raise DataError(f"task.data={folder}: {error}") from None
+    check_vocabulary(f"task.data={folder}", theirs, encoder)
+
+
 def check_dictionary(encoder: TextEncoder, *paths: Path) -> None:
     """`check_vocabulary` of the first of these `dict.txt` that is there, if any is.
 

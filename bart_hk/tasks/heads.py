@@ -91,7 +91,8 @@ class HeadTask(TaskDefaults, ABC):
         """The error for a restored head that gives something else than what is wanted."""
         there = head.labels or []
         more = ""
-        if set(self.labels) < set(there) and not there[_SHOWN:]:
+        same_kind = head.multi_label == getattr(self.config, "multi_label", False)
+        if self.labels and set(self.labels) < set(there) and same_kind and not there[_SHOWN:]:
             more = f"; or, as it has these and others, keep it with task.labels=[{','.join(there)}]"
         return DataError(
             f"the restored head {self._head_name!r} gives {of_head(head)}, and wanted are "

@@ -153,6 +153,7 @@ class LanguageModeling(TextWriting):
     def _windows(self, text: Text, encoder: TextEncoder, config: BARTConfig) -> Windows:
         if isinstance(text, TokenStore):
             text.check_vocabulary(len(encoder.dictionary), "the model's tokenizer")
+            files.check_tokenizer(encoder, text.prefix.parent)
             stream: np.ndarray | TokenStore = text
             name, count = str(text.prefix), int(text.sizes.sum())
         else:

@@ -20,6 +20,7 @@ from bart_hk.text import TextEncoder
 # Columns under which published data sets keep them.
 SOURCE_COLUMNS = ("source", "src", "document", "article", "dialogue", "text", "body")
 TARGET_COLUMNS = ("target", "tgt", "summary", "highlights", "reference", "headline", "subject")
+_STORE = (".bin", ".idx")  # of fairseq: two files of one name
 
 
 @dataclass
@@ -163,8 +164,7 @@ def _read_splits(config: PairsConfig) -> Splits:
 
 
 def _is_table(name: str) -> bool:
-    ends = Path(name).suffixes[-2:]
-    return any(end in FORMATS for end in ends)
+    return any(end.lower() in FORMATS for end in Path(name).suffixes[-2:])
 
 
 def _chosen(
@@ -255,10 +255,15 @@ def read_pairs(path: Path, config: PairsConfig, targets: Path | None = None) -> 
     if targets is None and path.suffix == ".source":
         targets = path.with_suffix(".target")
     if targets is None:
+        if path.suffix in _STORE:
+            raise DataError(f"{path} is fairseq's store of one side: name the other's in --targets")
         return read_table_of_pairs(path, config)
     if config.source_column or config.target_column:
         raise DataError(f"{path} is no table: leave out task.source_column and task.target_column")
-    if path.suffix == ".bin":
+    kinds = {place.suffix in _STORE for place in (path, targets)}
+    if len(kinds) > 1:
+        raise DataError(f"one of {path} and {targets} is fairseq's store and the other is text")
+    if kinds == {True}:
         return _of_stores(TokenStore(path.with_suffix("")), TokenStore(targets.with_suffix("")))
     return _lines_of_files(path, targets)
 

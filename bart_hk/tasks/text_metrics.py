@@ -127,11 +127,12 @@ def caveats(
     lines: list[str] = []
     if not names:
         return lines
+    # French has a space before ! and ? in any text.
     shares = [
-        sum(any(f" {mark}" in text for mark in ".,!?") for text in texts) / max(len(texts), 1)
+        sum(any(f" {mark}" in text for mark in ".,") for text in texts) / max(len(texts), 1)
         for texts in (hypotheses, references)
     ]
-    look = "look tokenised (a space before a full stop)"
+    look = "look tokenised (a space before a full stop or comma)"
     if abs(shares[0] - shares[1]) > 0.5:
         which = "predictions" if shares[0] > shares[1] else "references"
         lines.append(

@@ -40,7 +40,8 @@ class CommonConfig:
     tensorboard_logdir: str | None = None  # needs bart_hk[train]
     peak_flops: float = 0.0  # FLOP/s of the device, which `mfu` is a share of; 0: known or measured
     # What is freed stays with the process (`bart_hk.memory`), which saves much time on a CPU, and
-    # may take more memory at the peak. False: it goes back to the system.
+    # may take more memory at the peak. False: it goes back to the system, unless an earlier run of
+    # this process (of a --multirun, say) has had it kept.
     keep_memory: bool = True
     # At the end of `bart-hk-train`: what `bart-hk-evaluate` says of the best model and the labelled
     # validation file, in SAVE_DIR/evaluation-FILE: metrics, predictions, the worst errors. Null:

@@ -32,48 +32,39 @@ TIMING = ("seconds", "tokens_per_second", "mfu", "data_wait")
 class RunLog:
     """Appends to `save_dir/log.jsonl`."""
 
-    def __init__(
-        self,
-        path: Path,
-        size: int,
-        tensorboard: str | None,
-        peak_flops: float,
-        elapsed: float = 0.0,
-    ) -> None:
-        """`size` bytes of an older log are kept: what was written when the state was saved, which
-        was so many seconds after its last line."""
+    def __init__(self, path: Path, size: int, tensorboard: str | None, peak_flops: float) -> None:
+        """`size` bytes of an older log are kept: what was written when the state was saved."""
         self._peak_flops = peak_flops
-        self.waited = 0.0  # seconds for batches, since the last line of event "train"
         self._file = open(path, "ab")  # noqa: SIM115 - lives as long as the run
         if self.size < size:
             _log.warning("%s is shorter than when the run was saved: lines are missing", path)
         else:
             self._file.truncate(size)
         self._writer = _event_writer(tensorboard) if tensorboard else None
-        self._since = time.monotonic() - elapsed
+        self._since = time.monotonic()
 
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the last line."""
-        return time.monotonic() - self._since
+    def lap(self) -> float:
+        """Seconds since the last call."""
+        before, self._since = self._since, time.monotonic()
+        return self._since - before
 
     @property
     def size(self) -> int:
         """Bytes written so far."""
         return self._file.seek(0, 2)
 
-    def write(self, event: str, update: int, **values: Any) -> None:
-        """One line, and one point per number in TensorBoard."""
-        now = time.monotonic()
-        seconds, self._since = now - self._since, now
+    def write(self, event: str, update: int, seconds: float, **values: Any) -> None:
+        """One line about `seconds` of work, and one point per number in TensorBoard.
+
+        "waited" of the values, seconds as well, is written as "data_wait".
+        """
+        whole = max(seconds, 1e-9)
         if "tokens" in values:
-            values["tokens_per_second"] = round(values["tokens"] / max(seconds, 1e-9))
+            values["tokens_per_second"] = round(values["tokens"] / whole)
         if "flops" in values:
-            share = values["flops"] / max(seconds, 1e-9) / self._peak_flops
-            values["mfu"] = float(f"{share:.4g}")
-        if event == "train":
-            values["data_wait"] = float(f"{self.waited / max(seconds, 1e-9):.3g}")
-            self.waited = 0.0
+            values["mfu"] = float(f"{values['flops'] / whole / self._peak_flops:.4g}")
+        if "waited" in values:
+            values["data_wait"] = float(f"{values.pop('waited') / whole:.3g}")
         line = {"event": event, "update": update, **values, "seconds": round(seconds, 3)}
         try:
             self._file.write(json.dumps(line).encode() + b"\n")

@@ -58,7 +58,6 @@ class Progress:
     valid: dict[str, float] = dataclasses.field(default_factory=dict)  # of the best model
     window: dict[str, float] = dataclasses.field(default_factory=dict)  # sums not yet logged
     log_size: int = 0
-    seconds: float = 0.0  # since the log's last line
 
 
 @dataclass
@@ -164,7 +163,6 @@ class Run:
             self.progress.log_size,
             config.common.tensorboard_logdir,
             config.common.peak_flops or peak_flops(self.bart.dtype),
-            self.progress.seconds,
         )
 
     @property
@@ -249,12 +247,11 @@ class Run:
 
     def _update(self, made: Loaded) -> None:
         update = self.progress.update
-        self.log.waited += made.waited
         self.state, sums = self.step.update(self.state, update, made.batches)
         self.progress.update = update + 1
         # Looked at one update later, so that the device never waits for the host.
         self._look_at_pending()
-        costs = made.costs | {"rows": float(sum(map(len, made.rows)))}
+        costs = made.costs | {"rows": float(sum(map(len, made.rows))), "waited": made.waited}
         self.pending = (update + 1, made.rows, costs, sums)
 
     def _look_at_pending(self) -> None:
@@ -272,7 +269,8 @@ class Run:
                     "optimization.lr, a longer warm-up or optimization.clip_norm may help"
                 )
         window = self.progress.window
-        for name, value in (sums | costs | {"updates": 1.0}).items():
+        more = {"updates": 1.0, "seconds": self.log.lap()}
+        for name, value in (sums | costs | more).items():
             window[name] = window.get(name, 0.0) + value
         if update % self.config.common.log_interval == 0:
             self._log_window(update)
@@ -287,7 +285,9 @@ class Run:
         values["lr"] = float(self.rate(update - 1))
         values["padding"] = sums["padding"] / sums["positions"]
         counts = {name: int(sums[name]) for name in ("rows", "tokens", "flops")}
-        self.log.write("train", update, **values, **counts)
+        # An older version's state has no times.
+        seconds, waited = sums.get("seconds", 0.0), sums.get("waited", 0.0)
+        self.log.write("train", update, seconds, **values, **counts, waited=waited)
 
     # --- Validation and checkpoints ---------------------------------------------------------------
 
@@ -317,7 +317,7 @@ class Run:
         self._save_state()
 
     def _save_state(self) -> None:
-        self.progress.log_size, self.progress.seconds = self.log.size, self.log.elapsed
+        self.progress.log_size = self.log.size
         progress = dataclasses.asdict(self.progress)
         state.save(self.folder, self.progress.update, self.state, progress)
 
@@ -331,7 +331,7 @@ class Run:
             self._write_model(self.save_dir)
         else:
             done.stale += 1
-        self.log.write("valid", done.update, **found, best=improved)
+        self.log.write("valid", done.update, self.log.lap(), **found, best=improved)
         shown = ", ".join(f"{name} {number:.4g}" for name, number in found.items())
         ended = f"epoch {epoch}" if epoch is not None else f"update {done.update}"
         _log.info("%s: %s%s", ended, shown, " (best)" if improved else "")

@@ -277,11 +277,11 @@ def test_rows_that_are_cut_are_counted(model, here, capsys, monkeypatch):
     (here / "dev.tsv").write_text(f"text\tlabel\n{'film ' * 60}\tgood\nfilm\tbad\n")
     arguments = [str(model), "dev.tsv", "--head", "mood", "--no-plot", "--samples", "0"]
     assert evaluate.main(arguments) == 0
-    assert "rows cut to the model's 32 positions: 1\n" in capsys.readouterr().err
+    assert "rows cut to the 32 tokens that are read: 1\n" in capsys.readouterr().err
     for head in (["--head", "mood"], ["--head", "nli", "--labels", "film", "plot"]):
         feed(monkeypatch, b"film " * 60 + b"\nfilm\n")
         assert predict.main([str(model), *head]) == 0
-        assert "rows cut to the model's 32 positions: 1\n" in capsys.readouterr().err
+        assert "rows cut to the 32 tokens that are read: 1\n" in capsys.readouterr().err
         feed(monkeypatch, b"film\n")
         assert predict.main([str(model), *head]) == 0
         assert capsys.readouterr().err == ""
@@ -330,6 +330,14 @@ def test_rows_that_are_cut_are_counted(model, here, capsys, monkeypatch):
         ),
         (("dev.tsv", "--head", "mood", "--label-column", "lable"), "no column 'lable'"),
         (("dev.tsv", "--texts"), "name the one with the targets in --target-column"),
+        (
+            ("test.en.bin", "--texts"),
+            "test.en.bin is fairseq's store of one side: name the other's",
+        ),
+        (
+            ("test.en.idx", "--texts", "--targets", "test.de"),
+            "one of test.en.idx and test.de is fairseq's store and the other is text",
+        ),
         (("dev.tsv", "--glue", "sst3"), "--glue sst3 is not one of cola"),
         (("dev.tsv", "--samples", "-1"), "--samples -1 must not be negative"),
         (("dev.tsv", "--texts", "--beam", "0"), "beam must be at least 1"),
@@ -337,6 +345,8 @@ def test_rows_that_are_cut_are_counted(model, here, capsys, monkeypatch):
 )
 def test_errors_take_one_line(model, here, capsys, arguments, message):
     (here / "dev.tsv").write_text("text\tlabel\ngood film\tgood\nbad film\tbda\n")
+    for name in ("test.en.bin", "test.en.idx", "test.de"):
+        (here / name).write_text("something\n")
     assert evaluate.main([str(model), *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1

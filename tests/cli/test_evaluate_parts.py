@@ -97,7 +97,7 @@ def test_tags(model, bart, here, capsys):
         )
     )
     about, predictions, worst = run(model, path, "--head", TAGGER, "--samples", 100)
-    assert "rows cut to the model's 32 positions: 1\n" in capsys.readouterr().err
+    assert "rows cut to the 32 tokens that are read: 1\n" in capsys.readouterr().err
     for record, words in zip(predictions[:3], made, strict=False):
         assert record["prediction"] == [label for _, label in bart.tag(words, TAGGER)]
     assert predictions[15]["prediction"][-1] == "O"

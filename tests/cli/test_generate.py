@@ -290,7 +290,7 @@ def test_a_named_pipe_is_read_once(run, tmp_path, texts):
 def test_texts_that_are_too_long_are_cut_and_counted(run, tmp_path, caplog):
     (tmp_path / "in.txt").write_text("short\n" + "word " * 100 + "\n" + "word " * 30 + "\n")
     succeeded(run("in.txt", *SHORT))
-    assert "1 inputs were cut to the model's 32 positions, input 1 first" in caplog.text
+    assert "1 inputs were cut to the 32 tokens that are read, input 1 first" in caplog.text
 
 
 # --- Options --------------------------------------------------------------------------------------

@@ -355,6 +355,18 @@ def test_the_score_and_the_predictions_of_a_run(tmp_path, monkeypatch, data, wri
             assert about["metrics"][metric]["value"] == pytest.approx(valid[metric], abs=1e-4)
 
 
+def test_what_evaluation_needs_is_missed_before_training(data, monkeypatch, capsys):
+    """BLEU is what is trained for here; the evaluation has ROUGE, too."""
+    monkeypatch.setitem(sys.modules, "rouge_score", None)
+    (data / "pairs.tsv").write_text("source\ttarget\na film\tfilm\n")
+    overrides = ["task=translation", "task.train=pairs.tsv", "task.valid=pairs.tsv", *TINY]
+    overrides += ["task.eval_bleu=true", "common.evaluate=true", "checkpoint.save_dir=out"]
+    assert run(monkeypatch, *overrides) == 2
+    message = capsys.readouterr().err
+    assert "ROUGE needs the package rouge-score" in message and message.count("\n") == 1
+    assert not (data / "out" / "log.jsonl").exists()
+
+
 def test_nothing_to_evaluate_is_said_before_training(data, monkeypatch, capsys):
     (data / "dev.tsv").unlink()
     overrides = ["task.train=train.tsv", "checkpoint.save_dir=out", "common.evaluate=true", *TINY]

@@ -64,6 +64,13 @@ def test_a_long_first_sentence_is_cut_as_in_fairseq(bart):
     with pytest.warns(CutTextWarning, match="over 18 tokens was cut to the 18 that fit"):
         assert len(shorter.encode(long)) == 20
     assert shorter.extract_features(np.full(64, 5)).shape[1] == 64
+    # What it writes may be longer all the same.
+    (whole,) = shared.score(["a film"], [long[: 4 * 50]])
+    (scored,) = shorter.score(["a film"], [long[: 4 * 50]])
+    np.testing.assert_array_equal(scored["tokens"], whole["tokens"])
+    assert len(scored["tokens"]) == 52
+    with pytest.raises(ValueError, match=r"\(=65\) since max_positions=\(64, 64\)"):
+        shorter.score([np.full(65, 5)])
     # fairseq leaves the second sentence whole; the row then does not fit.
     with pytest.warns(CutTextWarning):
         row = shared.encode(long, long)

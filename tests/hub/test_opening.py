@@ -236,6 +236,17 @@ def test_positions_and_symbols_are_added_on_request(folder):
     assert bart.extract_features([0] + [5] * 45 + [2]).shape == (1, 47, 16)
 
 
+def test_more_positions_are_read_by_what_was_fine_tuned_on_fewer(folder, tmp_path):
+    bart = bart_hk.load(folder)
+    bart.extras["max_positions"] = 20
+    bart.save(tmp_path)
+    about = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert about["model_max_length"] == bart.config.max_source_positions
+    text = " film" * 60
+    assert len(bart_hk.load(tmp_path).encode(text, truncate=True)) == 20
+    assert len(bart_hk.load(tmp_path, max_positions=50).encode(text, truncate=True)) == 50
+
+
 def test_a_data_folder_gives_dictionary_and_label_names(folder, tmp_path):
     data = tmp_path / "data-bin"
     (data / "input0").mkdir(parents=True)

@@ -73,6 +73,19 @@ def test_of_sentences(task, found, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("task", "found"),
+    [
+        (sentences([], regression=True), head(3, ["a", "b", "c"])),
+        (sentences(multi_label=True), head(3, ["a", "b", "c"])),
+        (sentences(), head(3, ["a", "b", "c"], multi_label=True)),
+    ],
+)
+def test_a_head_of_another_kind_may_not_stay(task, found):
+    with pytest.raises(DataError, match="with checkpoint.reset_heads=true$"):
+        init(task, found)
+
+
 def test_a_head_of_more_classes_may_stay():
     found = head(3, ["a", "c", "b"])
     with pytest.raises(DataError, match=r"with task.labels=\[a,c,b\]$"):

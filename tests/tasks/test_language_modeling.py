@@ -96,6 +96,9 @@ def test_a_store_gives_the_same_windows(tmp_path, folder):
     assert lines == [token for token in rows[1][1] if token != EOS] and len(lines) > 15
     with pytest.raises(DataError, match="the model's tokenizer has 20 symbols"):
         made(data=str(tmp_path / "data")).encode(ENCODER, MODEL)
+    other = train_bpe(["quite another text, with many other words in it"] * 5, 300)
+    with pytest.raises(DataError, match="data was made with another vocabulary: id "):
+        made(data=str(tmp_path / "data")).encode(other, model)
 
 
 def test_the_loss_is_that_of_the_decoder(task):

@@ -7,7 +7,7 @@ import pytest
 import sacrebleu
 from rouge_score import rouge_scorer
 
-from bart_hk.tasks.text_metrics import TextMetrics
+from bart_hk.tasks.text_metrics import TextMetrics, caveats
 
 PAIRS = [
     ("The cat sat on the mat.", "The cat sat on a mat."),
@@ -69,6 +69,21 @@ def test_a_state_goes_on_exactly():
 
 def test_no_rows_are_no_failure():
     assert set(TextMetrics().results().values()) == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("hypotheses", "references", "said"),
+    [
+        (["no , it is .", "yes ."], ["no, it is.", "yes."], "the predictions look tokenised"),
+        (["no, it is.", "yes."], ["no , it is .", "yes ."], "the references look tokenised"),
+        (["no , it is .", "yes ."], ["it is , no .", "yes ."], "predictions and references look"),
+        (["Où vas-tu ?", "Quoi !"], ["Où es-tu ?", "Bien !"], None),  # as French is written
+        (["Où vas-tu?", "Quoi!"], ["Où es-tu ?", "Bien !"], None),
+    ],
+)
+def test_tokenised_texts_are_named(hypotheses, references, said):
+    found = caveats(hypotheses, references, ["bleu"])
+    assert found == [] if said is None else (len(found) == 1 and found[0].startswith(said))
 
 
 def test_unknown_metrics_and_missing_packages_are_named(monkeypatch):

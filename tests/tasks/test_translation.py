@@ -248,6 +248,12 @@ def test_bad_input_is_found_before_anything_else(tmp_path, arguments, message):
     assert "\n" not in str(error.value)
 
 
+def test_the_name_of_a_table_may_end_in_capitals(tmp_path):
+    (tmp_path / "PAIRS.TSV").write_text(TABLE)
+    task = make(tmp_path, None, train=str(tmp_path / "PAIRS.TSV"))
+    assert task._splits.train.sources == ["aa bb", "dd ee ff gg hh", "cc"]
+
+
 def test_bad_files(tmp_path):
     def lines(one, other):
         (tmp_path / "train.en").write_text(one)
