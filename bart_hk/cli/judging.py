@@ -243,7 +243,9 @@ def judge_texts(
     sources, targets = _texts(bart, pairs)
     beam = int(options.get("beam", bart.extras.get("generation", {}).get("beam", 5)))
     rest = {key: value for key, value in options.items() if key != "beam"}
-    written = [text or "" for text in bart.sample(sources, beam=beam, **rest)]
+    rows = bart.encode(sources, truncate=True)  # what is cut is counted
+    hypotheses = bart.generate(rows, beam, attention=False, **rest)
+    written = [bart.written(one[0])[0] for one in hypotheses]
     each: list[dict[str, Any]] = []
     records: list[dict[str, Any]] = []
     for i, (source, references) in enumerate(zip(sources, targets, strict=True)):

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -271,6 +272,15 @@ def test_a_file_is_read_as_the_training_file_was(here, monkeypatch, capsys):
     # A file with other columns is read by the usual names.
     (here / "dev.tsv").write_text("text\tlabel\nfilm\t1\n")
     assert judging.judge_head(one, "stars", here / "dev.tsv").records[0]["text"] == "film"
+
+
+def test_sources_that_are_cut_are_counted(writer, here, capsys):
+    (here / "dev.tsv").write_text(f"source\ttarget\n{'film ' * 60}\tgood\nfilm\tbad\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        arguments = [str(writer), "dev.tsv", "--max-len-b", "4", "--samples", "0"]
+        assert evaluate.main(arguments) == 0
+    assert "rows cut to the 32 tokens that are read: 1\n" in capsys.readouterr().err
 
 
 def test_rows_that_are_cut_are_counted(model, here, capsys, monkeypatch):
