@@ -1,5 +1,6 @@
 """The published recipes are the published tables, and every experiment is a whole configuration."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,16 @@ def test_every_experiment_is_whole_and_says_what_to_expect(name):
     if name.startswith(("glue/", "mini/")) or name in alone:
         assert f"bart-hk-train experiment={name}" in comment
         assert "Published: " in comment or "Expected: " in comment
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("mini/")])
+def test_a_small_recipe_says_what_it_reached(name):
+    """Numbers of three seeds with and without pretraining, the time, the machine."""
+    comment = (CONF / "experiment" / f"{name}.yaml").read_text().partition("defaults:")[0]
+    expected = " ".join(comment.partition("Expected: ")[2].replace("#", " ").split())
+    assert "seeds 1, 2 and 3" in expected and "without pretraining" in expected
+    assert len(re.findall(r"\d+\.\d", expected)) >= 8  # three and three, and two medians
+    assert re.search(r"(minutes|hour)\b.* on one core of an? \w+", expected)
 
 
 def test_mbart_is_as_published():
