@@ -261,6 +261,11 @@ class BARTConfig:
             )
 
     @property
+    def max_positions(self) -> int:
+        """How many tokens fit into both stacks."""
+        return min(self.max_source_positions, self.max_target_positions)
+
+    @property
     def source_vocabulary(self) -> int:
         """How many symbols a source may have."""
         return self.source_vocab_size if self.source_encoder_layers else self.vocab_size

@@ -334,7 +334,7 @@ def arguments(config: BARTConfig, task: str, languages: Iterable[str] = ()) -> d
         "task": task,
         "criterion": "label_smoothed_cross_entropy" if task == "translation" else "cross_entropy",
         "data": ".",
-        "tokens_per_sample": min(config.max_source_positions, config.max_target_positions),
+        "tokens_per_sample": config.max_positions,
         "sample_break_mode": "complete",
         "seed": 1,
         "fp16": False,

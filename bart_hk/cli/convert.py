@@ -119,7 +119,6 @@ def _write_huggingface(
     shard: int | None,
     layout: str = WEIGHTS,
 ) -> None:
-    longest = min(model.config.max_source_positions, model.config.max_target_positions)
     write_model(
         folder,
         model.config,
@@ -128,7 +127,7 @@ def _write_huggingface(
         model.extras,
         head=head,
         layout=layout,
-        also=lambda staging: text.save(staging, longest),
+        also=lambda staging: text.save(staging, model.config.max_positions),
         max_shard_size=shard,
     )
 

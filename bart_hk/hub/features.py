@@ -49,9 +49,9 @@ class FeatureExtractor:
     def _batches(self, rows: Sequence[np.ndarray], max_tokens: int):
         """Planned batches: which rows, their padded ids [B, S] and lengths [B] (at least 1)."""
         config = self.bart.config
-        limit = min(config.max_source_positions, config.max_target_positions)
         lengths = [len(row) for row in rows]
-        plan = plan_shapes(lengths, max_tokens=max_tokens, buckets=buckets_up_to(limit, BUCKETS))
+        buckets = buckets_up_to(config.max_positions, BUCKETS)
+        plan = plan_shapes(lengths, max_tokens=max_tokens, buckets=buckets)
         for batch, (count, length) in plan:
             src_tokens = pad_rows([rows[i] for i in batch], config.pad_token_id, length, count)
             real = np.ones(count, np.int32)

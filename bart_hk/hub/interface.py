@@ -53,7 +53,7 @@ class BARTHubInterface(LatentBART):
         return self._max_tokens or default_max_tokens(self.device.platform)
 
     def _check_length(self, rows: Sequence[np.ndarray]) -> None:
-        limit = min(self.config.max_source_positions, self.config.max_target_positions)
+        limit = self.config.max_positions
         for number, row in enumerate(rows):
             if len(row) > limit:
                 raise ValueError(

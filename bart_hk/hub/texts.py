@@ -59,9 +59,7 @@ class TextBART(LoadedBART):
 
         def write_text(folder: Path) -> None:
             if self._text is not None:
-                config = self.config
-                longest = min(config.max_source_positions, config.max_target_positions)
-                self._text.save(folder, longest)
+                self._text.save(folder, self.config.max_positions)
 
         super().save(directory, head, also=write_text)
 

@@ -247,7 +247,7 @@ class Denoising(TextWriting):
                 f"task.noise={self.config.noise}, as it is set, masks nothing, and an encoder_only "
                 "model predicts what is masked; take task.noise=token_masking"
             )
-        longest = _positions(config)
+        longest = config.max_positions
         if self.config.tokens_per_sample > longest:
             raise DataError(
                 f"task.tokens_per_sample={self.config.tokens_per_sample} is more than the model's "
@@ -323,7 +323,7 @@ class Denoising(TextWriting):
             weights = smoothed_weights(sizes, config.multilang_sampling_alpha)
         corpora = Corpora(blocks, {} if plain else weights)
         longest = int(corpora.sizes.argmax())
-        tokens, limit = int(corpora.sizes[longest]) + 2, _positions(self._model)
+        tokens, limit = int(corpora.sizes[longest]) + 2, self._model.max_positions
         if tokens > limit:
             raise DataError(
                 f"{corpora.where(longest)} has {tokens} tokens, and the model {limit} positions: "
@@ -335,10 +335,6 @@ class Denoising(TextWriting):
 
 
 KIND = TaskKind(DenoisingConfig(), losses.SEQUENCE_CRITERIA, Denoising)
-
-
-def _positions(config: BARTConfig) -> int:
-    return min(config.max_source_positions, config.max_target_positions)
 
 
 def _padded(table: np.ndarray, size: int) -> np.ndarray:

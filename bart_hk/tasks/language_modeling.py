@@ -140,7 +140,7 @@ class LanguageModeling(TextWriting):
                 ids are not of the model's vocabulary.
         """
         size = self.config.tokens_per_sample
-        longest = min(config.max_source_positions, config.max_target_positions)
+        longest = config.max_positions
         if size > longest:
             raise DataError(
                 f"task.tokens_per_sample={size} is more than the model's {longest} positions; "

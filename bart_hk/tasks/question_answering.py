@@ -240,7 +240,7 @@ def make_windows(
     Raises:
         DataError: a question leaves no room for its context.
     """
-    longest = min(asked.max_positions, config.max_source_positions, config.max_target_positions)
+    longest = min(asked.max_positions, config.max_positions)
     texts = list(dict.fromkeys(question.context for question in questions))
     encoded = dict(zip(texts, encode_pieces(encoder, texts), strict=True))
     contexts = [encoded[question.context] for question in questions]

@@ -245,9 +245,7 @@ class SentencePrediction(HeadTask):
             self._mask_id = encoder.mask_id
         elif self.config.token_dropout:
             raise DataError("task.token_dropout needs a <mask>, which the tokenizer does not have")
-        longest = min(
-            self.config.max_positions, config.max_source_positions, config.max_target_positions
-        )
+        longest = min(self.config.max_positions, config.max_positions)
         splits = [self._encode(examples, encoder, config, longest) for examples in self._both()]
         self.train, self.valid = splits[0], splits[1] if len(splits) > 1 else None
 

@@ -179,9 +179,7 @@ class SentenceRanking(HeadTask):
 
     def encode(self, encoder: TextEncoder, config: BARTConfig) -> None:
         """Encodes both files; says how many options had to be cut."""
-        longest = min(
-            self.config.max_positions, config.max_source_positions, config.max_target_positions
-        )
+        longest = min(self.config.max_positions, config.max_positions)
         budget = longest - 2 - bool(self._context)
         if budget < 1 + bool(self._context):
             raise DataError(f"task.max_positions={longest} leaves no room for the texts")

@@ -149,9 +149,7 @@ class TokenClassification(HeadTask):
     def _encode(
         self, path: Path, sentences: list[Sentence], encoder: TextEncoder, config: BARTConfig
     ) -> TaggedRows:
-        longest = min(
-            self.config.max_positions, config.max_source_positions, config.max_target_positions
-        )
+        longest = min(self.config.max_positions, config.max_positions)
         if longest < 3:
             raise DataError(f"task.max_positions={longest} leaves no room for a word")
         numbers = {label: i for i, label in enumerate(self.labels)}
@@ -193,8 +191,7 @@ class TokenClassification(HeadTask):
         logits, targets = self._logits(bart, params, batch, None), batch["targets"]
         logp = jax.nn.log_softmax(logits)
         nll = -jnp.take_along_axis(logp, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
-        config = bart.config
-        room = min(config.max_source_positions, config.max_target_positions) - targets.shape[1]
+        room = bart.config.max_positions - targets.shape[1]
         classes = jnp.pad(logits.argmax(-1), ((0, 0), (0, room)), constant_values=_NONE)
         return {"loss": jnp.where(targets != _NONE, nll, 0).sum(1), "classes": classes}
 

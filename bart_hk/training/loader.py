@@ -61,7 +61,7 @@ class Loader:
             "max_tokens": config.max_tokens_valid,
             "batch_size": config.batch_size_valid,
         }
-        limit = min(model.max_source_positions, model.max_target_positions)
+        limit = model.max_positions
         buckets: Sequence[int] = config.length_buckets
         if not buckets:
             # Batches of so many tokens have long rows most often: the fewest programs for them.

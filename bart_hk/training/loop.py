@@ -354,7 +354,6 @@ class Run:
     def _write_model(self, directory: Path) -> None:
         body, heads = self.task.parts(jax.device_get(self.model))
         config = self.bart.config
-        longest = min(config.max_source_positions, config.max_target_positions)
         about: dict[str, Any] = {"update": self.progress.update, "task": self.config.task._name}
         if self.progress.valid:
             about |= {"valid": self.progress.valid}
@@ -364,7 +363,7 @@ class Run:
             body,
             heads,
             {**self._extras, "training": about, **self.task.extras()},
-            also=lambda folder: self.encoder.save(folder, longest),
+            also=lambda folder: self.encoder.save(folder, config.max_positions),
         )
 
     def _finish(self) -> None:
