@@ -3,8 +3,9 @@
     python tools/demo.py --text "a waste of time" --text "what a film!"
     python tools/demo.py --seeds 3        # the median accuracy of three runs
 
-Training is one epoch of `bart-hk-train experiment=mini/polarity`, to which more overrides may be
-given. The accuracy is that of `bart.classify` on reviews that neither trained nor chose the model.
+Training is one epoch of `bart-hk-train experiment=mini/polarity` at a higher rate; more overrides
+may be given. The accuracy is that of `bart.classify` on reviews that neither trained nor chose the
+model.
 """
 
 import argparse

@@ -1,8 +1,9 @@
 """Tables for fine-tuning from published archives: `python tools/task_data.py NAME ARCHIVE OUT_DIR`.
 
-    subjectivity   rotten_imdb's 5,000 + 5,000 sentences: every tenth of each class is valid.tsv,
-                   the next test.tsv
-    trec           5,500 questions of qc.zip, six coarse classes: 500 of train are valid.tsv
+    subjectivity   nltk_data's subjectivity.zip, 5,000 + 5,000 sentences: every tenth of each class
+                   is valid.tsv, the next test.tsv
+    trec           nltk_data's qc.zip, 5,452 + 500 questions, six coarse classes: some 500 of train
+                   are valid.tsv
     tatoeba        deu-eng.zip of manythings.org/anki: split by English sentence, 5 % and 5 %
 
 Which rows go where follows from the text alone, so it is the same everywhere.

@@ -49,7 +49,7 @@ class AutoencodingConfig(NoiseOptions, TranslationConfig):
     """
 
     _name: str = "autoencoding"
-    text_column: str | None = None  # of a table; "text" or "sentence" by default
+    text_column: str | None = None  # of a table; "text", "sentence" or "en" by default
     unique: bool = True  # leave out texts that came before
     noise: str = "none"  # on what the model reads: "bart", or another preset
     seed: int = "${common.seed}"  # type: ignore[assignment]

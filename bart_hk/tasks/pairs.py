@@ -27,8 +27,9 @@ _STORE = (".bin", ".idx")  # of fairseq: two files of one name
 class PairsConfig(files.FilesConfig):
     """Where sources and targets are."""
 
-    # Of text files and binarised folders: the ends of their names, "en" and "de"; found by
-    # themselves where the folder has one pair. With task.train=FOLDER/train they say which files.
+    # Of text files and binarised folders: the ends of their names, "en" and "de". If not given,
+    # text files end in "source" and "target", and a binarised folder has one pair, which is taken.
+    # With task.train=FOLDER/train they say which files.
     source_lang: str | None = None
     target_lang: str | None = None
     # Of tables; found by their usual names. In JSON a source may be a list of sentences, and a

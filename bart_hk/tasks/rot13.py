@@ -4,7 +4,7 @@
 
 Words are random letters, so there is nothing to learn but the cipher and where a letter stands; and
 words that are validated on are never trained on. It is the smallest task of BART's kind, which a
-network of a few thousand parameters learns exactly, in a minute.
+network of 61 thousand parameters learns exactly, in a minute of a core.
 """
 
 from collections.abc import Collection, Iterable

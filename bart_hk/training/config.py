@@ -59,7 +59,7 @@ class DatasetConfig:
     max_tokens_valid: int | None = "${dataset.max_tokens}"  # type: ignore[assignment]
     # Padded lengths of batches, each a program. Empty: with max_tokens and no batch_size the fewest
     # that pad the rows of the first epoch by less than 8 %, and the longest row of every epoch and
-    # of validation; LENGTH_BUCKETS otherwise.
+    # of validation; LENGTH_BUCKETS otherwise. What is longer than all has the model's positions.
     length_buckets: list[int] = dataclasses.field(default_factory=list)
     validate_interval: int = 1  # epochs
     validate_interval_updates: int = 0  # 0: at the ends of epochs only
@@ -91,7 +91,7 @@ class CheckpointConfig:
 
     save_dir: str = "checkpoints"  # the best model; `last/` the last one; `training/` the state
     restore_file: str | None = None  # a model to start from: a directory or a name
-    reset_heads: bool = False  # a new head, where the restored one of its name does not fit
+    reset_heads: bool = False  # leave out its heads: the task's is new
     # False takes that part of the training state in restore_file, too, which must be a run's
     # directory; see bart_hk/training/restoring.py. (fairseq's are false by default.)
     reset_optimizer: bool = True
@@ -101,7 +101,7 @@ class CheckpointConfig:
     save_interval: int = 1  # epochs
     save_interval_updates: int = 0  # 0: at the ends of epochs only
     best_checkpoint_metric: str = "loss"
-    # By default known from the metric's name: losses fall, everything else rises.
+    # By default known from the metric's name: losses and ppl fall, the rest rises.
     maximize_best_checkpoint_metric: bool | None = None
     patience: int = -1  # validations without improvement before the run ends
 

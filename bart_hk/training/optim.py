@@ -42,8 +42,8 @@ class AdamConfig:
 class PolynomialDecayConfig:
     """Linear warm-up, then (lr - end) * (1 - progress)^power + end. fairseq's `polynomial_decay`.
 
-    Where `warmup_updates` is not given it is `warmup_ratio` of all updates: the 6 % that every
-    published BART recipe has. `total_num_update` 0 means the whole run.
+    Where `warmup_updates` is not given it is `warmup_ratio` of all updates: the 6 % of the
+    published GLUE recipes. `total_num_update` 0 means the whole run.
     """
 
     _name: str = "polynomial_decay"

@@ -25,7 +25,7 @@ class TuningConfig:
     # Times this for every layer between a parameter and the heads, embeddings last (Howard and
     # Ruder 2018; Clark et al. 2020 took 0.8 to 0.9). Decoder layers stand above encoder layers.
     layer_lr_decay: float = 1.0
-    head_lr: float | None = None  # of new heads, in place of optimization.lr
+    head_lr: float | None = None  # of heads, new or restored, in place of optimization.lr
 
 
 def check(config: TuningConfig, lr: float) -> None:
