@@ -20,13 +20,14 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compilation is most of the time: without LLVM's optimisations it takes a third less, with XLA's
 # own preset for it a third less again, and with the older generator of loops a quarter of all that.
-# XLA knows the last flag in the versions named here, and dies of flags that it does not know. The
+# Programs are not cut into parts for more threads, since every core has a worker: a fifth less.
+# XLA knows the last flags in the versions named here, and dies of flags that it does not know. The
 # live comparisons run what users run.
 if "BART_HK_ORACLE" not in os.environ:
     _flags = "--xla_backend_optimization_level=0"
     _flags += " --xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE"
     if version("jaxlib").startswith("0.10."):
-        _flags += " --xla_cpu_use_fusion_emitters=false"
+        _flags += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     os.environ.setdefault("XLA_FLAGS", _flags)
 
 _refused: dict[str, str] = {}  # test or module -> why it was skipped
