@@ -20,7 +20,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compilation is most of the time: without LLVM's optimisations it takes a third less, with XLA's
 # own preset for it a third less again, and with the older generator of loops a quarter of all that.
-# Programs are not cut into parts for more threads, since every core has a worker: a fifth less.
+# Programs are not cut into parts for more threads, since every core has a worker: a seventh less.
 # XLA knows the last flags in the versions named here, and dies of flags that it does not know. The
 # live comparisons run what users run.
 if "BART_HK_ORACLE" not in os.environ:
