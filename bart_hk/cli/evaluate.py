@@ -146,7 +146,7 @@ _OF_RUNS = {
     RANKING: ("label_column", "context_column", "option_columns", "first_label"),
     TAGGING: ("label_column", "word_column"),
     ANSWERING: (),
-    _TEXTS: ("source_column", "target_column"),
+    _TEXTS: (),
 }
 
 

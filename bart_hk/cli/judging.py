@@ -17,7 +17,7 @@ from bart_hk.hub import BARTHubInterface
 from bart_hk.tasks import metrics
 from bart_hk.tasks.glue import GlueTask
 from bart_hk.tasks.labels import number, separated
-from bart_hk.tasks.pairs import Pairs, PairsConfig, check_symbols, read_pairs
+from bart_hk.tasks.pairs import LEARNED, Pairs, PairsConfig, check_symbols, read_pairs
 from bart_hk.tasks.sentence_options import READING
 from bart_hk.tasks.text_metrics import TextMetrics, caveats, settings
 from bart_hk.text import TextEncoder
@@ -239,7 +239,7 @@ def judge_texts(
     """
     TextMetrics(names)  # what is missing is missed before the work is done
     config = PairsConfig(source_column=source_column, target_column=target_column)
-    pairs = read_pairs(path, config, targets_file)
+    pairs = read_pairs(path, config, targets_file, learned=bart.extras.get(LEARNED))
     sources, targets = _texts(bart, pairs)
     beam = int(options.get("beam", bart.extras.get("generation", {}).get("beam", 5)))
     rest = {key: value for key, value in options.items() if key != "beam"}

@@ -5,9 +5,10 @@ FOLDER/train.en, train.de, valid.en, ...                a text on every line
 FOLDER/train.en-de.en.bin, train.en-de.en.idx, ...      of fairseq-preprocess
 """
 
+import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from bart_hk.text import TextEncoder
 # Columns under which published data sets keep them.
 SOURCE_COLUMNS = ("source", "src", "document", "article", "dialogue", "text", "body")
 TARGET_COLUMNS = ("target", "tgt", "summary", "highlights", "reference", "headline", "subject")
+LEARNED = "translation"  # in bart_hk.json, the names of the columns that were learned
 _STORE = (".bin", ".idx")  # of fairseq: two files of one name
 
 
@@ -48,6 +50,7 @@ class Pairs:
         sources: texts, or stores' rows int32 [N].
         targets: of each row its references, the first of which is learned; or ids.
         lines: where each row begins.
+        columns: of a table, `source_column` and `target_column`.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Pairs:
     sources: Sequence[str] | TokenStore
     targets: Sequence[Sequence[str]] | TokenStore
     lines: Sequence[int]
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -246,9 +250,18 @@ def _lines_of_files(*paths: Path) -> Pairs:
     return Pairs(str(paths[0]), paths, sources, [[text] for text in targets], lines)
 
 
-def read_pairs(path: Path, config: PairsConfig, targets: Path | None = None) -> Pairs:
+def read_pairs(
+    path: Path,
+    config: PairsConfig,
+    targets: Path | None = None,
+    *,
+    learned: Mapping[str, str] | None = None,
+) -> Pairs:
     """A table; or a text on every line, and their targets in another file: NAME.target beside
     NAME.source, if none is given; or fairseq's stores, NAME.en.bin and NAME.de.bin.
+
+    `learned` are the `columns` of the table that a model was trained on: they are taken before
+    those of usual names.
 
     Raises:
         DataError: as `read_splits`.
@@ -258,7 +271,7 @@ def read_pairs(path: Path, config: PairsConfig, targets: Path | None = None) -> 
     if targets is None:
         if path.suffix in _STORE:
             raise DataError(f"{path} is fairseq's store of one side: name the other's in --targets")
-        return read_table_of_pairs(path, config)
+        return read_table_of_pairs(path, config, learned)
     if config.source_column or config.target_column:
         raise DataError(f"{path} is no table: leave out task.source_column and task.target_column")
     kinds = {place.suffix in _STORE for place in (path, targets)}
@@ -280,29 +293,33 @@ def check_symbols(store: TokenStore, encoder: TextEncoder) -> None:
     store.check_vocabulary(len(encoder.dictionary), "the model's tokenizer")
 
 
-def read_table_of_pairs(path: Path, config: PairsConfig) -> Pairs:
-    """One table.
+def read_table_of_pairs(
+    path: Path, config: PairsConfig, learned: Mapping[str, str] | None = None
+) -> Pairs:
+    """One table; `learned` as in `read_pairs`.
 
     Raises:
         DataError: as `read_splits`.
     """
     table = read_table(path)
-    names = [
-        asked or next((name for name in usual if name in table.header), None)
-        for asked, usual in (
-            (config.source_column, SOURCE_COLUMNS),
-            (config.target_column, TARGET_COLUMNS),
-        )
-    ]
-    for name, option in zip(names, ("source_column", "target_column"), strict=True):
+    found: dict[str, str] = {}
+    for option, asked, usual in (
+        ("source_column", config.source_column, SOURCE_COLUMNS),
+        ("target_column", config.target_column, TARGET_COLUMNS),
+    ):
+        known = (learned or {}).get(option)
+        name = asked or next((name for name in (known, *usual) if name in table.header), None)
         if name is None:
             raise DataError(
                 f"{path} has the columns {', '.join(table.header)}: name the one with the "
                 f"{option.partition('_')[0]}s in task.{option}"
             )
-    columns = [table.column(str(name)) for name in names]
+        found[option] = name
+    columns = [table.column(name) for name in found.values()]
     if columns[0] == columns[1]:
-        raise DataError(f"task.source_column and task.target_column are both {names[0]}")
+        raise DataError(
+            f"task.source_column and task.target_column are both {found['source_column']}"
+        )
     sources, targets = [], []
     for row, record in enumerate(table.records):
         source, references = (
@@ -313,7 +330,7 @@ def read_table_of_pairs(path: Path, config: PairsConfig) -> Pairs:
     if not sources:
         raise DataError(f"{path} has a header and no rows")
     lines = [record.line for record in table.records]
-    return Pairs(str(path), (path,), sources, targets, lines)
+    return Pairs(str(path), (path,), sources, targets, lines, found)
 
 
 def _listed(field: str) -> list[str]:

@@ -274,6 +274,19 @@ def test_a_file_is_read_as_the_training_file_was(here, monkeypatch, capsys):
     assert judging.judge_head(one, "stars", here / "dev.tsv").records[0]["text"] == "film"
 
 
+def test_texts_are_read_as_the_training_table_was(writer, here, capsys):
+    """Of its columns, though others have usual names; a table without them by the usual names."""
+    bart = bart_hk.load(writer)
+    bart.extras["translation"] = {"source_column": "en", "target_column": "de"}
+    bart.save(here / "translator")
+    (here / "dev.tsv").write_text("source\ten\tde\ttarget\nbad\tfilm\tgood\tawful\n")
+    (here / "test.tsv").write_text("source\ttarget\nplot\tscene\n")
+    for name, source, target in (("dev", "film", "good"), ("test", "plot", "scene")):
+        run(capsys, "translator", f"{name}.tsv", "--max-len-b", "4", "--samples", "0")
+        (line,) = (here / f"evaluation-{name}" / "predictions.jsonl").read_text().splitlines()
+        assert [json.loads(line)[key] for key in ("source", "target")] == [source, target]
+
+
 def test_sources_that_are_cut_are_counted(writer, here, capsys):
     (here / "dev.tsv").write_text(f"source\ttarget\n{'film ' * 60}\tgood\nfilm\tbad\n")
     with warnings.catch_warnings():

@@ -48,6 +48,8 @@ def test_rows_begin_with_bos_or_do_not(tmp_path):
         assert (batch["target"][1] == 1).all()
         assert task.model_config(MODEL, ENCODER).forced_bos_token_id == (0 if prepend else None)
         assert task.extras()["prepend_bos"] is prepend
+        learned = {"source_column": "source", "target_column": "target"}
+        assert task.extras()["translation"] == learned
 
 
 def test_a_long_source_is_cut_and_keeps_its_eos(tmp_path, caplog):
