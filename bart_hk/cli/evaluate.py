@@ -37,7 +37,6 @@ from bart_hk.hub import BARTHubInterface, load
 from bart_hk.tasks import text_metrics
 from bart_hk.tasks.bootstrap import intervals
 from bart_hk.tasks.glue import GLUE, GlueTask, glue_task
-from bart_hk.tasks.sentence_ranking import SentenceRankingConfig
 from bart_hk.training.config import TrainConfig
 
 _PROGRAM = "bart-hk-evaluate"
@@ -140,16 +139,6 @@ def evaluate(arguments: argparse.Namespace) -> list[str]:
     return [*lines, *judged.headline, f"written to {output}"]
 
 
-# Of a run's task, what its model does not remember.
-_OF_RUNS = {
-    SENTENCES: ("glue",),
-    RANKING: ("label_column", "context_column", "option_columns", "first_label"),
-    TAGGING: ("label_column", "word_column"),
-    ANSWERING: (),
-    _TEXTS: (),
-}
-
-
 def evaluate_run(
     save_dir: Path, config: TrainConfig, labelled_files: Sequence[tuple[Path, ...]]
 ) -> list[str]:
@@ -160,12 +149,9 @@ def evaluate_run(
     task = _asked_of(config)
     if task is None:
         return []
-    known = {name: getattr(config.task, name) for name in _OF_RUNS[task]}
-    flags: list[str] = []
-    for name, value in known.items():
-        if value not in (None, []):
-            values = value if isinstance(value, list) else [value]
-            flags += ["--" + name.replace("_", "-"), *map(str, values)]
+    # The rest of how a file is read is stored with the model.
+    glue = config.task.glue if task == SENTENCES else None
+    flags = ["--glue", glue] if glue else []
     lines = []
     for data, *targets in labelled_files:
         places = [str(save_dir), str(data), f"--output={save_dir / _output(data)}"]
@@ -211,21 +197,17 @@ def _judged(
             targets_file=arguments.targets,
         )
     if task == RANKING:
-        columns = SentenceRankingConfig(
-            context_column=arguments.context_column,
-            option_columns=arguments.option_columns or [],
-            label_column=arguments.label_column,
-            first_label=arguments.first_label or 0,
-        )
-        return judging_parts.judge_ranking(bart, head, data, columns)
+        names = ("context_column", "option_columns", "label_column", "first_label")
+        return judging_parts.judge_ranking(bart, head, data, _given(arguments, names))
     if task == TAGGING:
+        given = _given(arguments, ("word_column", "label_column"))
         try:
-            label = int(arguments.label_column or -1)
+            columns = {name: int(column) for name, column in given.items()}
         except ValueError:
             raise ValueError(
                 f"--label-column {arguments.label_column} of words is a number, -1 for the last"
             ) from None
-        return judging_parts.judge_tags(bart, head, data, arguments.word_column or 0, label)
+        return judging_parts.judge_tags(bart, head, data, columns)
     if task == ANSWERING:
         return judging_parts.judge_answers(bart, head, data)
     return judging.judge_head(
@@ -238,6 +220,10 @@ def _judged(
         label_separator=arguments.label_separator,
         glue=glue,
     )
+
+
+def _given(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
 
 
 def _check_flags(

@@ -1,14 +1,14 @@
 """What `bart-hk-evaluate` finds out about heads that choose among options, tag words or answer
 questions. Shapes: N rows, O options, C classes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bart_hk.cli.judging import Judged
-from bart_hk.data.readers import DataError
+from bart_hk.data.readers import DataError, read_table
 from bart_hk.hub import BARTHubInterface
 from bart_hk.tasks.question_answering import LABELS, READING
 from bart_hk.tasks.sentence_ranking import (
@@ -52,17 +52,28 @@ def task_of(bart: BARTHubInterface, name: str, asked: str | None = None) -> str:
     return TAGGING if name == "token_classification_head" else SENTENCES
 
 
+def _learned(bart: BARTHubInterface, task: str) -> dict[str, Any]:
+    """How the file was read that a model's only head was trained on, if that is known."""
+    return dict(bart.extras.get(task, {})) if len(bart.heads) == 1 else {}
+
+
 def judge_ranking(
-    bart: BARTHubInterface, name: str, path: Path, options: SentenceRankingConfig
+    bart: BARTHubInterface, name: str, path: Path, columns: Mapping[str, Any]
 ) -> Judged:
     """Of a head that scores options, on a table with contexts, options and the right one.
 
     Args:
-        options: which columns; its files are not read.
+        columns: those of SentenceRankingConfig that are given, and first_label. The others are as
+            in training, where the table has all of those, or found by their usual names.
 
     Raises:
         DataError: the file is not as it should be.
     """
+    learned, header = _learned(bart, RANKING), read_table(path).header
+    used = [learned.get("context_column"), learned.get("label_column")]
+    if not {*filter(None, used), *learned.get("option_columns", [])} <= set(header):
+        learned = {}
+    options = SentenceRankingConfig(**{**learned, **columns})
     options.train, options.max_positions = str(path), min(bart.max_positions)
     task = SentenceRanking(options, SentenceRankingCriterionConfig())
     task.encode(bart.text, bart.config)
@@ -99,17 +110,17 @@ def judge_ranking(
     )
 
 
-def judge_tags(
-    bart: BARTHubInterface, name: str, path: Path, word_column: int = 0, label_column: int = -1
-) -> Judged:
+def judge_tags(bart: BARTHubInterface, name: str, path: Path, columns: Mapping[str, int]) -> Judged:
     """Of a head that tags words, on CoNLL's files or JSON lines; the metrics' rows are sentences.
 
     Words that do not fit the model are wrong, as in training: their label is "O" or the first.
+    `columns`: word_column and label_column, or those of training, or the first and the last.
 
     Raises:
         DataError: the file is not as it should be, or has labels that the head does not.
     """
-    sentences = read_tagged(path, word_column, label_column)
+    columns = {"word_column": 0, "label_column": -1, **_learned(bart, TAGGING), **columns}
+    sentences = read_tagged(path, columns["word_column"], columns["label_column"])
     names = list(bart.heads[name].labels or ())
     for sentence in sentences:
         for label in sentence.labels:

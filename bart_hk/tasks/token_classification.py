@@ -27,6 +27,7 @@ from bart_hk.tasks.tagging import Sentence, entity_f1, read_tagged
 from bart_hk.text import TextEncoder
 
 _log = logging.getLogger(__name__)
+LEARNED = "token_classification"  # in bart_hk.json, the columns that were learned
 _NONE = -1  # the target of a token that has no label
 
 
@@ -124,6 +125,11 @@ class TokenClassification(HeadTask):
         self.validates = len(self._paths) > 1
         self._in_entities = any(label.startswith(("B-", "I-")) for label in self.labels)
         self.metric_names = ("accuracy", "f1") if self._in_entities else ("accuracy",)
+
+    def extras(self) -> dict[str, Any]:
+        """How long rows were at most, and the columns of words and labels."""
+        read = {name: getattr(self.config, name) for name in ("word_column", "label_column")}
+        return super().extras() | {LEARNED: read}
 
     def fingerprint(self) -> dict[str, Any]:
         """The files' digests."""

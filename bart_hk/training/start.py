@@ -15,7 +15,15 @@ from bart_hk.checkpoint.tree import parameter_shapes
 from bart_hk.config import DROPOUT_RATES, LATENT, BARTConfig
 from bart_hk.hub.opening import open_model
 from bart_hk.model import BART
-from bart_hk.tasks import Task, Tree, pairs, question_answering, sentence_options
+from bart_hk.tasks import (
+    Task,
+    Tree,
+    pairs,
+    question_answering,
+    sentence_options,
+    sentence_ranking,
+    token_classification,
+)
 from bart_hk.tasks.files import CHARACTERS
 from bart_hk.tasks.kinds import TASKS
 from bart_hk.text import TextEncoder, train_bpe, train_characters
@@ -28,6 +36,7 @@ _log = logging.getLogger(__name__)
 _OF_TASKS = (
     *("prepend_bos", "source_suffix", "generation", "max_positions"),
     *(sentence_options.READING, question_answering.READING, pairs.LEARNED),
+    *(sentence_ranking.LEARNED, token_classification.LEARNED),
 )
 
 

@@ -45,7 +45,7 @@ def here(tmp_path, monkeypatch):
 
 def run(*arguments):
     assert evaluate.main([str(argument) for argument in arguments]) == 0
-    folder = next(p for p in (arguments[1].parent).iterdir() if p.is_dir())
+    folder = arguments[1].parent / f"evaluation-{arguments[1].stem}"
     about = json.loads((folder / "metrics.json").read_text())
     found = {
         name: [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
@@ -115,6 +115,37 @@ def test_tags(model, bart, here, capsys):
     assert "label 'B-Z' is not one of the head's: B-X, I-X, O" in capsys.readouterr().err
     assert evaluate.main([str(model), str(path), "--head", TAGGER, "--label-column", "x"]) == 2
     assert "--label-column x of words is a number" in capsys.readouterr().err
+
+
+def test_files_are_read_as_the_training_file_was(here):
+    """By the same columns, unless a flag names others; a table without them by the usual names."""
+    one = BARTHubInterface(CONFIG, random_params(CONFIG, 0.3), ENCODER)
+    one.register_classification_head("choice", num_classes=1)
+    read = {"context_column": "on", "option_columns": ["x", "y"], "label_column": "right"}
+    one.extras["sentence_ranking"] = {**read, "first_label": 1}
+    one.save(here / "ranker")
+    (here / "dev.tsv").write_text("on\tx\ty\tright\tlabel\nplot\tfilm\tgood\t2\tx\n")
+    (record,) = run(here / "ranker", here / "dev.tsv", "--samples", 0)[1]
+    assert record["label"] == "y" and record["on"] == "plot"
+    (record,) = run(here / "ranker", here / "dev.tsv", "--samples", 0, "--label-column", "label")[1]
+    assert record["label"] == "x"
+    (here / "dev.tsv").write_text("question\toption1\toption2\tlabel\nplot\tfilm\tgood\t0\n")
+    (record,) = run(here / "ranker", here / "dev.tsv", "--samples", 0)[1]
+    assert record["label"] == "option1" and record["question"] == "plot"
+
+
+def test_words_are_read_as_the_training_file_was(here):
+    one = BARTHubInterface(CONFIG, random_params(CONFIG, 0.3), ENCODER)
+    one.register_classification_head(TAGGER, labels=TAGS)
+    one.extras["token_classification"] = {"word_column": 1, "label_column": 0}
+    one.save(here / "tagger")
+    (here / "dev.conll").write_text("B-X film NN\nO plot NN\n")
+    for flags, labels, words in (
+        ((), ["B-X", "O"], ["film", "plot"]),
+        (("--word-column", 2), ["B-X", "O"], ["NN", "NN"]),
+    ):
+        (record,) = run(here / "tagger", here / "dev.conll", "--samples", 0, *flags)[1]
+        assert record["labels"] == labels and record["words"] == words
 
 
 def test_answers(model, bart, here, capsys):
