@@ -17,7 +17,8 @@ from bart_hk.hub import BARTHubInterface
 from bart_hk.tasks import metrics
 from bart_hk.tasks.glue import GlueTask
 from bart_hk.tasks.labels import number, separated
-from bart_hk.tasks.pairs import LEARNED, Pairs, PairsConfig, check_symbols, read_pairs
+from bart_hk.tasks.pairs import READING as OF_PAIRS
+from bart_hk.tasks.pairs import Pairs, PairsConfig, check_symbols, read_pairs
 from bart_hk.tasks.sentence_options import READING
 from bart_hk.tasks.text_metrics import TextMetrics, caveats, settings
 from bart_hk.text import TextEncoder
@@ -92,7 +93,7 @@ def judge_head(
             f"--glue {glue.folder} has {'numbers' if glue.regression else 'classes'}, and the head "
             f"{name!r} gives {'numbers' if head.regression else 'classes'}"
         )
-    trained = as_trained(bart)
+    trained = as_trained(bart, READING)
     layout: dict[str, Any] = {}
     if glue is not None:
         layout = {"header": glue.header, "skip_malformed": glue.skip_malformed}
@@ -140,9 +141,10 @@ def judge_head(
     return _classes(examples, probabilities, names)
 
 
-def as_trained(bart: BARTHubInterface) -> dict[str, Any]:
-    """How the training file of a model's only head was read; nothing where that is not known."""
-    return bart.extras.get(READING, {}) if len(bart.heads) == 1 else {}
+def as_trained(bart: BARTHubInterface, reading: str) -> dict[str, Any]:
+    """How the training file of a model's only head was read, by the READING of the head's task;
+    nothing where that is not known."""
+    return bart.extras.get(reading, {}) if len(bart.heads) == 1 else {}
 
 
 def _known(examples: Examples, row: int, label: str, names: Sequence[str]) -> int:
@@ -239,7 +241,7 @@ def judge_texts(
     """
     TextMetrics(names)  # what is missing is missed before the work is done
     config = PairsConfig(source_column=source_column, target_column=target_column)
-    pairs = read_pairs(path, config, targets_file, learned=bart.extras.get(LEARNED))
+    pairs = read_pairs(path, config, targets_file, learned=bart.extras.get(OF_PAIRS))
     sources, targets = _texts(bart, pairs)
     beam = int(options.get("beam", bart.extras.get("generation", {}).get("beam", 5)))
     rest = {key: value for key, value in options.items() if key != "beam"}

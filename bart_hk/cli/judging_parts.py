@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from bart_hk.cli.judging import Judged
+from bart_hk.cli.judging import Judged, as_trained
 from bart_hk.data.readers import DataError, read_table
 from bart_hk.hub import BARTHubInterface
+from bart_hk.tasks import sentence_ranking, token_classification
 from bart_hk.tasks.question_answering import LABELS, READING
 from bart_hk.tasks.sentence_ranking import (
     SentenceRanking,
@@ -52,11 +53,6 @@ def task_of(bart: BARTHubInterface, name: str, asked: str | None = None) -> str:
     return TAGGING if name == "token_classification_head" else SENTENCES
 
 
-def _learned(bart: BARTHubInterface, task: str) -> dict[str, Any]:
-    """How the file was read that a model's only head was trained on, if that is known."""
-    return dict(bart.extras.get(task, {})) if len(bart.heads) == 1 else {}
-
-
 def judge_ranking(
     bart: BARTHubInterface, name: str, path: Path, columns: Mapping[str, Any]
 ) -> Judged:
@@ -69,7 +65,7 @@ def judge_ranking(
     Raises:
         DataError: the file is not as it should be.
     """
-    learned, header = _learned(bart, RANKING), read_table(path).header
+    learned, header = as_trained(bart, sentence_ranking.READING), read_table(path).header
     used = [learned.get("context_column"), learned.get("label_column")]
     if not {*filter(None, used), *learned.get("option_columns", [])} <= set(header):
         learned = {}
@@ -119,7 +115,8 @@ def judge_tags(bart: BARTHubInterface, name: str, path: Path, columns: Mapping[s
     Raises:
         DataError: the file is not as it should be, or has labels that the head does not.
     """
-    columns = {"word_column": 0, "label_column": -1, **_learned(bart, TAGGING), **columns}
+    trained = as_trained(bart, token_classification.READING)
+    columns = {"word_column": 0, "label_column": -1, **trained, **columns}
     sentences = read_tagged(path, columns["word_column"], columns["label_column"])
     names = list(bart.heads[name].labels or ())
     for sentence in sentences:

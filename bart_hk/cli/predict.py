@@ -26,6 +26,7 @@ from bart_hk.cli.judging import as_trained, head_name
 from bart_hk.cli.judging_parts import ANSWERING, SENTENCES, TASKS, answer_lines, task_of
 from bart_hk.hub import BARTHubInterface, load
 from bart_hk.hub.zero_shot import HYPOTHESIS, hypotheses
+from bart_hk.tasks.sentence_options import READING
 
 _PROGRAM = "bart-hk-predict"
 _WINDOW = 256  # lines at once, unless somebody types them
@@ -72,7 +73,7 @@ def answers(
             raise ValueError(f"{text[:60]!r}: a line is a text, or two with a tab between")
     found = bart.predict(arguments.head, bart.encode(items, truncate=True))
     if head.regression:
-        scale = as_trained(bart).get("label_divisor", 1.0)
+        scale = as_trained(bart, READING).get("label_divisor", 1.0)
         return [{"value": scale * float(row[0])} for row in found]
     labels = head.labels or [str(i) for i in range(head.module.num_classes)]
     of_rows = ((float(p) for p in row) for row in np.exp(np.asarray(found, np.float64)))

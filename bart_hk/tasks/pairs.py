@@ -21,7 +21,7 @@ from bart_hk.text import TextEncoder
 # Columns under which published data sets keep them.
 SOURCE_COLUMNS = ("source", "src", "document", "article", "dialogue", "text", "body")
 TARGET_COLUMNS = ("target", "tgt", "summary", "highlights", "reference", "headline", "subject")
-LEARNED = "translation"  # in bart_hk.json, the names of the columns that were learned
+READING = "translation"  # in bart_hk.json, the names of the columns that were learned
 _STORE = (".bin", ".idx")  # of fairseq: two files of one name
 
 

@@ -29,7 +29,7 @@ from bart_hk.text.framing import frame, truncate
 
 _log = logging.getLogger(__name__)
 
-LEARNED = "sentence_ranking"  # in bart_hk.json, how the table that was learned was read
+READING = "sentence_ranking"  # in bart_hk.json, how the table that was learned was read
 CONTEXT_COLUMNS = ("context", "question", "premise", "sent1", "startphrase")
 _OPTION = re.compile(r"(option|choice|ending|answer|hypothesis|solution|sol)_?\d+")
 
@@ -167,7 +167,7 @@ class SentenceRanking(HeadTask):
         """How long rows were at most, and the columns with the first option's number."""
         read = {"context_column": self._context, "option_columns": self.option_columns}
         read |= {"label_column": self._label, "first_label": self.config.first_label}
-        return super().extras() | {LEARNED: read}
+        return super().extras() | {READING: read}
 
     def fingerprint(self) -> dict[str, Any]:
         """The files' digests."""

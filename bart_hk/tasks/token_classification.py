@@ -27,7 +27,7 @@ from bart_hk.tasks.tagging import Sentence, entity_f1, read_tagged
 from bart_hk.text import TextEncoder
 
 _log = logging.getLogger(__name__)
-LEARNED = "token_classification"  # in bart_hk.json, the columns that were learned
+READING = "token_classification"  # in bart_hk.json, the columns that were learned
 _NONE = -1  # the target of a token that has no label
 
 
@@ -129,7 +129,7 @@ class TokenClassification(HeadTask):
     def extras(self) -> dict[str, Any]:
         """How long rows were at most, and the columns of words and labels."""
         read = {name: getattr(self.config, name) for name in ("word_column", "label_column")}
-        return super().extras() | {LEARNED: read}
+        return super().extras() | {READING: read}
 
     def fingerprint(self) -> dict[str, Any]:
         """The files' digests."""

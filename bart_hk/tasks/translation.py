@@ -29,7 +29,7 @@ from bart_hk.generation.options import GenerationOptions
 from bart_hk.model import BART
 from bart_hk.tasks import Batch, TaskKind, files, losses
 from bart_hk.tasks.losses import CrossEntropyConfig
-from bart_hk.tasks.pairs import LEARNED, Pairs, PairsConfig, Splits, check_symbols, read_splits
+from bart_hk.tasks.pairs import READING, Pairs, PairsConfig, Splits, check_symbols, read_splits
 from bart_hk.tasks.text_metrics import ROUGE, TextMetrics, caveats, settings
 from bart_hk.tasks.writing import TextWriting, Tree
 from bart_hk.text import TextEncoder
@@ -171,7 +171,7 @@ class Translation(TextWriting):
             "max_positions": self.config.max_source_positions,
             "prepend_bos": self.config.prepend_bos,
             "generation": dict(self.config.generation),
-            **({LEARNED: dict(columns)} if columns else {}),
+            **({READING: dict(columns)} if columns else {}),
         }
 
     def encode(self, encoder: TextEncoder, config: BARTConfig) -> None:

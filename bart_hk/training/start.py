@@ -35,8 +35,8 @@ _log = logging.getLogger(__name__)
 # What surrounds texts, how they are generated and read, is what the present task says.
 _OF_TASKS = (
     *("prepend_bos", "source_suffix", "generation", "max_positions"),
-    *(sentence_options.READING, question_answering.READING, pairs.LEARNED),
-    *(sentence_ranking.LEARNED, token_classification.LEARNED),
+    *(sentence_options.READING, question_answering.READING, pairs.READING),
+    *(sentence_ranking.READING, token_classification.READING),
 )
 
 
